@@ -1,0 +1,86 @@
+"""Sparsity budgets J and their weights (paper §2 and §3.4)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+__all__ = ["loss_budgets", "resolve_budgets", "spread_budgets"]
+
+
+def loss_budgets(k: int, every: int = 1) -> list[int]:
+    """Return the paper's J_x = {1} ∪ {i ≤ k : i mod x = 0} (§3.4), in ascending order.
+
+    Args:
+        k: K, the largest number of active features, at least 1.
+        every: x, the distance between two budgets; 1 gives every i up to ``k``.
+
+    Raises:
+        ValueError: If ``k`` or ``every`` is no integer of at least 1.
+    """
+    for name, value in (("k", k), ("every", every)):
+        if not _is_int(value) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return sorted({1, *range(every, k + 1, every)})
+
+
+def resolve_budgets(
+    k: int,
+    budgets: Sequence[int] | None = None,
+    budget_weights: Sequence[float] | None = None,
+) -> tuple[list[int], list[float]]:
+    """Check budgets and weights against ``k`` and fill in the defaults.
+
+    Args:
+        k: K, the number of active features that a token has.
+        budgets: J, strictly increasing integers from 1 to ``k``; default every one.
+        budget_weights: One weight a budget, finite, not negative and not all zero;
+            default 1/|J| each (paper, equation 1).
+
+    Returns:
+        The budgets and their weights, two lists of the same length.
+
+    Raises:
+        ValueError: If either does not fit, naming it and what is allowed.
+    """
+    if budgets is None:
+        resolved = loss_budgets(k)
+    else:
+        resolved = list(budgets)
+        increasing = all(a < b for a, b in itertools.pairwise(resolved))
+        if not (resolved and all(map(_is_int, resolved)) and increasing):
+            raise ValueError(
+                "budgets must be a non-empty, strictly increasing sequence of "
+                f"integers, got {budgets!r}"
+            )
+        if resolved[0] < 1 or resolved[-1] > k:
+            raise ValueError(f"budgets must lie between 1 and k={k}, got {budgets!r}")
+
+    if budget_weights is None:
+        return resolved, [1 / len(resolved)] * len(resolved)
+    weights = [float(weight) for weight in budget_weights]
+    if len(weights) != len(resolved):
+        raise ValueError(
+            "budget_weights must have one weight for each of the "
+            f"{len(resolved)} budgets, got {len(weights)}"
+        )
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+        raise ValueError(
+            "budget_weights must be finite, not negative and not all zero, "
+            f"got {budget_weights!r}"
+        )
+    return resolved, weights
+
+
+def spread_budgets(budgets: Sequence[int], at_most: int = 8) -> list[int]:
+    """Pick the budgets nearest to a geometric grid from the first to the last."""
+    if len(budgets) <= at_most:
+        return list(budgets)
+    first, last = budgets[0], budgets[-1]
+    grid = [first * (last / first) ** (i / (at_most - 1)) for i in range(at_most)]
+    return sorted({min(budgets, key=lambda j: abs(j - point)) for point in grid})
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
