@@ -1,0 +1,18 @@
+"""Train one sparse autoencoder and use it at every sparsity budget, in SAELens.
+
+Importing this package registers the architecture ``hierarchical_topk`` with SAELens.
+"""
+
+from sae_lens_hierarchical.saes import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
+
+__all__ = [
+    "HierarchicalTopKSAE",
+    "HierarchicalTopKSAEConfig",
+    "HierarchicalTopKTrainingSAE",
+    "HierarchicalTopKTrainingSAEConfig",
+]

@@ -1,0 +1,29 @@
+"""The HierarchicalTopK architecture on SAELens's TopK classes."""
+
+from sae_lens import register_sae_class, register_sae_training_class
+from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+from sae_lens_hierarchical.saes.sae import (
+    ARCHITECTURE,
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+)
+from sae_lens_hierarchical.saes.training_sae import (
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
+
+__all__ = [
+    "HierarchicalTopKSAE",
+    "HierarchicalTopKSAEConfig",
+    "HierarchicalTopKTrainingSAE",
+    "HierarchicalTopKTrainingSAEConfig",
+]
+
+# SAELens refuses a second registration, which a module reload would be.
+if ARCHITECTURE not in SAE_CLASS_REGISTRY:
+    register_sae_class(ARCHITECTURE, HierarchicalTopKSAE, HierarchicalTopKSAEConfig)
+if ARCHITECTURE not in SAE_TRAINING_CLASS_REGISTRY:
+    register_sae_training_class(
+        ARCHITECTURE, HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+    )

@@ -1,0 +1,266 @@
+"""The SAE in training: SAELens's TopK with the hierarchical loss (paper §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.topk_sae import act_times_W_dec, calculate_topk_aux_acts
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_hierarchical.ops import (
+    check_backend,
+    hierarchical_loss_with_residual,
+    loss_budgets,
+    spread_budgets,
+)
+from sae_lens_hierarchical.ops.budgets import resolve_budgets
+from sae_lens_hierarchical.saes.checks import check_k, check_state_dict
+from sae_lens_hierarchical.saes.sae import ARCHITECTURE
+from sae_lens_hierarchical.saes.unit_norm import keep_unit_norm_decoder
+
+__all__ = ["HierarchicalTopKTrainingSAE", "HierarchicalTopKTrainingSAEConfig"]
+
+
+@dataclass
+class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
+    """Configuration for training a HierarchicalTopK SAE.
+
+    Args:
+        k: K, the largest sparsity budget: the SAE serves every k up to it.
+        loss_every: x of the paper's J_x (§3.4): the loss is taken at the budgets 1, x,
+            2x, ... up to k. With 8 a step costs less and the SAE is as good.
+        budgets: Any other J instead: strictly increasing, from 1 to k.
+        budget_weights: One weight a budget; default 1/|J| each.
+        backend: How to compute the loss: auto, or another name in ``ops.BACKENDS``.
+        unit_norm_decoder: Keep the decoder's rows at norm 1 as the paper does (Table
+            1): they start so, gradients lose their parallel part, and rows are divided
+            by their norm after every step. ``decoder_init_norm`` is then 1.
+        rescale_acts_by_decoder_norm: SAELens's way to the same end: rank activations
+            as if the rows had norm 1. No effect while ``unit_norm_decoder`` is on.
+        use_sparse_activations: Hand SAELens's trainer the activations as a sparse
+            tensor, which saves dense [batch, d_sae] ones; the loss is the same.
+        aux_loss_coefficient: Weight of the dead-latent loss, as in
+            ``TopKTrainingSAEConfig``, but for every ``normalize_activations``.
+
+    Raises:
+        ValueError: If a field does not fit, naming it and what is allowed.
+    """
+
+    k: int = 128
+    loss_every: int = 1
+    budgets: list[int] | None = None
+    budget_weights: list[float] | None = None
+    backend: str = "auto"
+    unit_norm_decoder: bool = False
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    @override
+    def __post_init__(self) -> None:
+        check_k("k", self.k, self.d_sae)
+        check_backend(self.backend)
+        self.resolve_budgets()
+        if self.unit_norm_decoder:
+            self.decoder_init_norm = 1.0
+        super().__post_init__()
+
+    @property
+    def k_max(self) -> int:
+        """K under the inference config's name, which SAELens reads it by."""
+        return self.k
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        # With k_max the folder of a training checkpoint loads for inference too.
+        return {**super().to_dict(), "k_max": self.k_max}
+
+    def resolve_budgets(self) -> tuple[list[int], list[float]]:
+        """Return J and its weights.
+
+        Raises:
+            ValueError: If the fields do not fit each other.
+        """
+        if self.budgets is not None and self.loss_every != 1:
+            raise ValueError(
+                "budgets and loss_every both say where the loss is taken: leave "
+                "loss_every at 1 or budgets at None, "
+                f"got loss_every={self.loss_every!r}"
+            )
+        try:
+            every = loss_budgets(self.k, self.loss_every)
+        except ValueError as error:
+            raise ValueError(f"loss_{error}") from error
+        budgets = every if self.budgets is None else self.budgets
+        return resolve_budgets(self.k, budgets, self.budget_weights)
+
+
+class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
+    """A TopK SAE trained to reconstruct well at every budget in J.
+
+    The trainer, the data and the dead-latent loss are SAELens's. The loss is the
+    hierarchical one of ``sae_lens_hierarchical.ops``; the activations handed to hooks
+    and to the trainer are for looking at, no gradient flows through them.
+    """
+
+    cfg: HierarchicalTopKTrainingSAEConfig
+
+    def __init__(
+        self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False
+    ) -> None:
+        super().__init__(cfg, use_error_term)
+        self._budgets, self._budget_weights = cfg.resolve_budgets()
+        if cfg.unit_norm_decoder:
+            keep_unit_norm_decoder(self)
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """Run one step's forward pass.
+
+        Args:
+            step_input: ``sae_in`` is [..., d_in] and finite.
+
+        Returns:
+            SAELens's step output. ``losses`` holds ``hierarchical_loss`` and
+            ``auxiliary_reconstruction_loss``, which add up to ``loss``; ``metrics``
+            holds ``mse_k{j}`` and ``explained_variance_k{j}`` for a handful of the
+            budgets j in J.
+
+        Raises:
+            ValueError: If ``sae_in`` holds NaN or infinity.
+        """
+        sae_in = step_input.sae_in
+        _check_finite(sae_in)
+        encoder_in = self.process_sae_in(sae_in)
+        hidden_pre = self.hook_sae_acts_pre(encoder_in @ self.W_enc + self.b_enc)
+        norms = None
+        # Unit rows make the rescaling an identity that costs a pass over W_dec.
+        if self.cfg.rescale_acts_by_decoder_norm and not self.cfg.unit_norm_decoder:
+            norms = self.W_dec.norm(dim=-1)
+            hidden_pre = hidden_pre * norms
+        ranked = hidden_pre.topk(self.cfg.k, dim=-1)
+        indices, values = ranked.indices, ranked.values.relu()
+        with torch.no_grad():
+            feature_acts = self._feature_acts(hidden_pre, indices, values)
+        feature_acts = self.hook_sae_acts_post(feature_acts)
+
+        decoded = values if norms is None else values * (1 / norms)[indices]
+        target, b_dec = sae_in, self.b_dec
+        scale = self._output_scale()
+        if scale is not None:
+            # x̂ = scale · (Σ l_i e_i + b_dec) + shift, with scale and shift per token.
+            zero = self.run_time_activation_norm_fn_out(b_dec.expand_as(encoder_in))
+            target, decoded = target - zero, decoded * scale
+            b_dec = torch.zeros_like(b_dec)
+        loss, per_budget, residual = hierarchical_loss_with_residual(
+            target.flatten(0, -2),
+            indices.flatten(0, -2),
+            decoded.flatten(0, -2),
+            self.W_dec,
+            b_dec,
+            budgets=self._budgets,
+            budget_weights=self._budget_weights,
+            backend=self.cfg.backend,  # type: ignore[arg-type]
+        )
+        sae_out = self.hook_sae_recons(sae_in + residual.view_as(sae_in))
+
+        aux_losses = self.calculate_aux_loss(
+            step_input=step_input,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre if scale is None else hidden_pre * scale,
+            sae_out=sae_out,
+        )
+        return TrainStepOutput(
+            sae_in=sae_in,
+            sae_out=sae_out,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            loss=loss + aux_losses["auxiliary_reconstruction_loss"],
+            losses={"hierarchical_loss": loss, **aux_losses},
+            metrics=self._budget_metrics(sae_in, per_budget),
+        )
+
+    @override
+    def calculate_topk_aux_loss(
+        self,
+        sae_in: Tensor,
+        sae_out: Tensor,
+        hidden_pre: Tensor,
+        dead_neuron_mask: Tensor | None,
+    ) -> Tensor:
+        """SAELens's dead-latent loss, without its limit on ``normalize_activations``.
+
+        ``hidden_pre`` comes multiplied by the scale of the token's output, which puts
+        the dead latents' reconstruction into the space of the residual.
+        """
+        if dead_neuron_mask is None or (num_dead := int(dead_neuron_mask.sum())) == 0:
+            return sae_out.new_tensor(0.0)
+        half_d_in = sae_in.shape[-1] // 2
+        dead_acts = calculate_topk_aux_acts(
+            k_aux=min(half_d_in, num_dead),
+            hidden_pre=hidden_pre,
+            dead_neuron_mask=dead_neuron_mask,
+        )
+        reconstruction = act_times_W_dec(
+            dead_acts, self.W_dec, self.cfg.rescale_acts_by_decoder_norm
+        )
+        error = reconstruction - (sae_in - sae_out).detach()
+        scale = self.cfg.aux_loss_coefficient * min(num_dead / half_d_in, 1.0)
+        return scale * error.pow(2).sum(dim=-1).mean()
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        check_state_dict(self, state_dict)
+
+    def _feature_acts(
+        self, hidden_pre: Tensor, indices: Tensor, values: Tensor
+    ) -> Tensor:
+        if not self.cfg.use_sparse_activations:
+            return torch.zeros_like(hidden_pre).scatter_(-1, indices, values)
+        tokens = indices.shape[:-1].numel()
+        token = torch.arange(tokens, device=indices.device)
+        return torch.sparse_coo_tensor(
+            torch.stack([token.repeat_interleave(self.cfg.k), indices.flatten()]),
+            values.flatten(),
+            (tokens, self.cfg.d_sae),
+            check_invariants=False,
+        )
+
+    def _output_scale(self) -> Tensor | None:
+        """Return what ``normalize_activations`` multiplies each token's output by."""
+        if self.cfg.normalize_activations == "constant_norm_rescale":
+            return 1 / self.x_norm_coeff
+        if self.cfg.normalize_activations == "layer_norm":
+            return self.ln_std
+        return None
+
+    @torch.no_grad()
+    def _budget_metrics(self, sae_in: Tensor, per_budget: Tensor) -> dict[str, Any]:
+        """Return this batch's Pareto curve, which SAELens logs like its own metrics."""
+        flat = sae_in.flatten(0, -2).to(per_budget.dtype)
+        variance = (flat - flat.mean(dim=0)).pow(2).sum(dim=-1).mean()
+        explained = 1 - per_budget / variance
+        metrics: dict[str, Any] = {}
+        for budget in spread_budgets(self._budgets):
+            n = self._budgets.index(budget)
+            metrics[f"mse_k{budget}"] = per_budget[n]
+            metrics[f"explained_variance_k{budget}"] = explained[n]
+        return metrics
+
+
+def _check_finite(sae_in: Tensor) -> None:
+    # One sum reads the batch once; NaN and infinity both survive it.
+    finite = sae_in.detach().sum(dtype=torch.float32).isfinite()
+    message = "sae_in must be finite, got an activation batch with NaN or infinity"
+    if torch.compiler.is_compiling():
+        torch._assert_async(finite, message)
+    elif not finite:
+        raise ValueError(message)
