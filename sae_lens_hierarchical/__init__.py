@@ -9,10 +9,22 @@ from sae_lens_hierarchical.saes import (
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
 )
+from sae_lens_hierarchical.training import (
+    PRESETS,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    TrainingInterrupted,
+    preset,
+)
 
 __all__ = [
+    "PRESETS",
     "HierarchicalTopKSAE",
     "HierarchicalTopKSAEConfig",
     "HierarchicalTopKTrainingSAE",
     "HierarchicalTopKTrainingSAEConfig",
+    "LanguageModelSAERunnerConfig",
+    "LanguageModelSAETrainingRunner",
+    "TrainingInterrupted",
+    "preset",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_hierarchical.ops import (
+    Backend,
     check_backend,
     hierarchical_loss_with_residual,
     loss_budgets,
@@ -55,7 +56,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     loss_every: int = 1
     budgets: list[int] | None = None
     budget_weights: list[float] | None = None
-    backend: str = "auto"
+    backend: Backend = "auto"
     unit_norm_decoder: bool = False
 
     @override
@@ -167,7 +168,7 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
             b_dec,
             budgets=self._budgets,
             budget_weights=self._budget_weights,
-            backend=self.cfg.backend,  # type: ignore[arg-type]
+            backend=self.cfg.backend,
         )
         sae_out = self.hook_sae_recons(sae_in + residual.view_as(sae_in))
 

@@ -1,0 +1,173 @@
+"""SAELens's activation store, able to go on exactly where a checkpoint left it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import torch
+from sae_lens import ActivationsStore, logger
+from sae_lens.training.prefetch import PrefetchingIterator
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from typing_extensions import override
+
+__all__ = ["MixingBuffer", "ResumableActivationsStore", "TrackedPrefetch"]
+
+
+class MixingBuffer(Iterator[Tensor]):
+    """SAELens's ``mixing_buffer``, batch for batch, with its contents to be had.
+
+    Args:
+        buffer_size: Activations held before a part of them is served.
+        batch_size: Activations in a batch, at most ``buffer_size``.
+        source: Yields activations, [n, d_in].
+        mix_fraction: The part of the buffer kept for mixing with what comes next.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        batch_size: int,
+        source: Iterator[Tensor],
+        mix_fraction: float,
+    ) -> None:
+        if buffer_size < batch_size:
+            raise ValueError(
+                "train_batch_size_tokens must be at most n_batches_in_buffer * "
+                f"context_size = {buffer_size}, got {batch_size}"
+            )
+        if not 0 <= mix_fraction <= 1:
+            raise ValueError(
+                "activations_mixing_fraction must lie between 0 and 1, "
+                f"got {mix_fraction}"
+            )
+        self.buffer_size = buffer_size
+        self.batch_size = batch_size
+        self.source = source
+        self.mix_fraction = mix_fraction
+        self.stored: Tensor | None = None
+        self.serving: Tensor | None = None
+
+    @override
+    def __next__(self) -> Tensor:
+        while self.serving is None or len(self.serving) == 0:
+            self._refill()
+        batch = self.serving[: self.batch_size]
+        self.serving = self.serving[self.batch_size :]
+        return batch
+
+    def _refill(self) -> None:
+        new = next(self.source)
+        stored = new if self.stored is None else torch.cat([self.stored, new])
+        if len(stored) >= self.buffer_size:
+            if self.mix_fraction > 0:
+                stored = stored[torch.randperm(len(stored))]
+            surplus = len(stored) - int(self.buffer_size * self.mix_fraction)
+            served = max(1, surplus // self.batch_size) * self.batch_size
+            self.serving, stored = stored[:served], stored[served:]
+        self.stored = stored
+
+
+class ResumableActivationsStore(ActivationsStore):
+    """An ``ActivationsStore`` whose state holds all that the next batches depend on.
+
+    That is the place in the text (or in the cached activations), the mixing buffer,
+    batches made but not yet consumed, and torch's CPU random state. SAELens's own
+    state holds the number of documents alone.
+    """
+
+    # Batches that a prefetching thread made and training has not consumed.
+    prefetched: deque[Tensor]
+    n_sequences = 0
+    _buffer: MixingBuffer | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.prefetched = deque()
+        super().__init__(*args, **kwargs)
+
+    @override
+    def _iterate_tokenized_sequences(self) -> Generator[Tensor, None, None]:
+        for sequence in super()._iterate_tokenized_sequences():
+            self.n_sequences += 1
+            yield sequence
+
+    @override
+    def get_data_loader(self) -> MixingBuffer:
+        self._buffer = MixingBuffer(
+            buffer_size=self.n_batches_in_buffer * self.training_context_size,
+            batch_size=self.train_batch_size_tokens,
+            source=self._iterate_filtered_activations(),
+            mix_fraction=self.activations_mixing_fraction,
+        )
+        return self._buffer
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {
+            **super().state_dict(),
+            "n_sequences": torch.tensor(self.n_sequences),
+            "rng_state": torch.get_rng_state(),
+        }
+        if self.cached_activation_dataset is not None:
+            state["current_row_idx"] = torch.tensor(self.current_row_idx)
+        if self._buffer is not None:
+            if self._buffer.stored is not None:
+                state["stored"] = self._buffer.stored.contiguous()
+            unserved = [*self.prefetched]
+            if self._buffer.serving is not None:
+                unserved.append(self._buffer.serving)
+            if unserved:
+                state["serving"] = torch.cat(unserved)
+        return state
+
+    @override
+    def load(self, file_path: str) -> None:
+        state = load_file(file_path)
+        if "n_sequences" not in state:
+            logger.warning(
+                "This checkpoint was written by SAELens's own runner: training goes on "
+                "near the place it had reached in the text, not exactly there."
+            )
+            super().load(file_path)
+            return
+        self._skip_sequences(int(state["n_sequences"]))
+        if "current_row_idx" in state:
+            self.current_row_idx = int(state["current_row_idx"])
+        self._dataloader = buffer = self.get_data_loader()
+        for name in ("stored", "serving"):
+            if name in state:
+                setattr(buffer, name, state[name].to(self.device))
+        torch.set_rng_state(state["rng_state"])
+
+    def _skip_sequences(self, target: int) -> None:
+        missing = target - self.n_sequences
+        with tqdm(total=missing, desc="Going on in the text", leave=False) as bar:
+            while self.n_sequences < target:
+                try:
+                    next(self.iterable_sequences)
+                except StopIteration:
+                    self.iterable_sequences = self._iterate_tokenized_sequences()
+                else:
+                    bar.update()
+
+
+class TrackedPrefetch(PrefetchingIterator[Tensor]):
+    """SAELens's prefetching, which tells the store what is not yet consumed."""
+
+    def __init__(self, store: ResumableActivationsStore, prefetch: int) -> None:
+        self._prefetched = store.prefetched
+        super().__init__(self._produce(store), prefetch)
+
+    def _produce(self, store: ResumableActivationsStore) -> Iterator[Tensor]:
+        for batch in store:
+            self._prefetched.append(batch)
+            yield batch
+
+    @override
+    def __next__(self) -> Tensor:
+        batch = super().__next__()
+        self._prefetched.popleft()
+        return batch

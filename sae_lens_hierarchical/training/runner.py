@@ -1,0 +1,213 @@
+"""SAELens's training runner, made to survive being killed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import sae_lens
+import torch
+import wandb
+from sae_lens import TrainingSAE, logger
+from sae_lens.config import HfDataset
+from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from torch import Tensor
+from transformer_lens.HookedTransformer import HookedRootModule
+from typing_extensions import Self, override
+
+from sae_lens_hierarchical.training.activations_store import (
+    ResumableActivationsStore,
+    TrackedPrefetch,
+)
+from sae_lens_hierarchical.training.checkpoint import find_checkpoint, whole_folder
+from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
+from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
+
+__all__ = ["LanguageModelSAETrainingRunner"]
+
+
+class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
+    """SAELens's runner for any architecture, with these differences.
+
+    - A checkpoint appears whole or not at all, and so does the trained SAE.
+    - A resumed run equals an uninterrupted one, bit for bit on one machine.
+    - SIGINT and SIGTERM end training after the step under way, with a checkpoint (a
+      second one at once, without).
+    - ``hook_name`` and ``d_in`` are checked against the model before training.
+    - The progress bar moves with every step.
+
+    Raises:
+        ValueError: If ``hook_name``, ``d_in`` or ``resume_from_checkpoint`` does not
+            fit, naming it and what is allowed.
+    """
+
+    activations_store: ResumableActivationsStore
+    # Holds back the prefetching thread, where there is one.
+    _store_at_rest: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def __init__(
+        self,
+        cfg: sae_lens.LanguageModelSAERunnerConfig[Any],
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+    ) -> None:
+        if cfg.resume_from_checkpoint is not None:
+            cfg.resume_from_checkpoint = str(
+                find_checkpoint(cfg.resume_from_checkpoint)
+            )
+        super().__init__(cfg, override_dataset, override_model, override_sae)
+        if not cfg.use_cached_activations:
+            _check_hook(self.model, cfg)
+        self.activations_store = ResumableActivationsStore.from_config(
+            self.model, cfg, override_dataset=self.activations_store.dataset
+        )
+        self.evaluator.activations_store = self.activations_store
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str | Path,
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+    ) -> Self:
+        """Return a runner that goes on with the run that wrote ``checkpoint``.
+
+        Args:
+            checkpoint: A checkpoint's folder, or one with checkpoints in it, of which
+                the newest is taken.
+            override_dataset: What the run was given, if it was given one.
+            override_model: Likewise.
+
+        Raises:
+            ValueError: If there is no whole checkpoint.
+        """
+        folder = find_checkpoint(checkpoint)
+        text = (folder / RUNNER_CFG_FILENAME).read_text(encoding="utf-8")
+        cfg = LanguageModelSAERunnerConfig.from_dict(json.loads(text))
+        cfg.resume_from_checkpoint = str(folder)
+        return cls(cfg, override_dataset, override_model)
+
+    @override
+    def run(self) -> TrainingSAE[Any]:
+        """Train, write the SAE to ``output_path`` and return it.
+
+        Raises:
+            TrainingInterrupted: If a signal ended the run early.
+        """
+        self._set_sae_metadata()
+        log = self.cfg.logger
+        if log.log_to_wandb:
+            wandb.init(
+                project=log.wandb_project,
+                entity=log.wandb_entity,
+                config=self.cfg.to_dict(),
+                name=log.run_name,
+                id=log.wandb_id,
+                resume="allow",
+            )
+        trainer = ResumableSAETrainer(
+            cfg=self.cfg.to_sae_trainer_config(),
+            sae=self.sae,
+            data_provider=self.activations_store,
+            evaluator=self.evaluator,
+            save_checkpoint_fn=self.save_checkpoint,
+        )
+        if self.cfg.resume_from_checkpoint is not None:
+            checkpoint = self.cfg.resume_from_checkpoint
+            logger.info(f"Resuming from {checkpoint}")
+            trainer.load_trainer_state(checkpoint)
+            self.sae.load_weights_from_checkpoint(checkpoint)
+            self.activations_store.load_from_checkpoint(checkpoint)
+        self._compile_sae_if_needed()
+        with self._prefetching(trainer), _stopping_on_signals(trainer):
+            sae = trainer.fit()
+        if self.cfg.output_path is not None:
+            self.save_final_sae(sae, self.cfg.output_path, trainer.log_feature_sparsity)
+        if log.log_to_wandb:
+            wandb.finish()
+        return sae
+
+    @contextmanager
+    def _prefetching(self, trainer: ResumableSAETrainer) -> Iterator[None]:
+        size = int(self.cfg.prefetch_llm_batches)
+        if not size:
+            yield
+            return
+        trainer.data_provider = TrackedPrefetch(self.activations_store, size)
+        self._store_at_rest = trainer.data_provider.paused
+        try:
+            yield
+        finally:
+            self._store_at_rest = nullcontext
+            trainer.data_provider.close()
+
+    @override
+    def save_checkpoint(self, checkpoint_path: Path | None) -> None:
+        with self._store_at_rest():
+            super().save_checkpoint(checkpoint_path)
+
+    @override
+    def save_final_sae(
+        self,
+        sae: TrainingSAE[Any],
+        output_path: str,
+        log_feature_sparsity: Tensor | None = None,
+    ) -> None:
+        with whole_folder(Path(output_path)) as staging:
+            super().save_final_sae(sae, str(staging), log_feature_sparsity)
+
+
+@contextmanager
+def _stopping_on_signals(trainer: ResumableSAETrainer) -> Iterator[None]:
+    # Python delivers signals to the main thread alone and takes handlers only there.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _frame: Any) -> None:
+        trainer.stop_requested = True
+        logger.warning("Stopping after this step, with a checkpoint")
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@torch.no_grad()
+def _check_hook(
+    model: HookedRootModule, cfg: sae_lens.LanguageModelSAERunnerConfig[Any]
+) -> None:
+    """Run one token through the model to see whether its hook has ``d_in`` entries."""
+    if cfg.hook_name not in model.hook_dict:
+        close = difflib.get_close_matches(cfg.hook_name, model.hook_dict, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"hook_name {cfg.hook_name!r} is no hook of the model{hint}")
+    _, cache = model.run_with_cache(
+        torch.zeros(1, 1, dtype=torch.long, device=cfg.llm_device),
+        names_filter=[cfg.hook_name],
+        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(cfg.hook_name),
+        prepend_bos=False,
+        **cfg.model_kwargs,
+    )
+    activation = cache[cfg.hook_name][0, 0]
+    if cfg.hook_head_index is not None:
+        activation = activation[cfg.hook_head_index]
+    if activation.numel() != cfg.sae.d_in:
+        raise ValueError(
+            f"d_in must be {activation.numel()}, the width of {cfg.hook_name} "
+            f"{list(activation.shape)}, got {cfg.sae.d_in}"
+        )

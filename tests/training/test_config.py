@@ -1,0 +1,123 @@
+"""Tests of the runner config and the presets."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import sae_lens
+from sae_lens import TopKTrainingSAEConfig
+
+from sae_lens_hierarchical import (
+    PRESETS,
+    HierarchicalTopKTrainingSAEConfig,
+    LanguageModelSAERunnerConfig,
+    preset,
+)
+from tests.conftest import MakeConfig
+
+
+def test_architecture_by_name_equals_the_sae_config() -> None:
+    by_name = LanguageModelSAERunnerConfig(
+        architecture="hierarchical_topk",
+        d_in=16,
+        d_sae=64,
+        k=8,
+        loss_every=4,
+        normalize_activations="layer_norm",
+        lr=0.1,
+        checkpoint_path=None,
+    )
+    by_config = LanguageModelSAERunnerConfig(
+        sae=HierarchicalTopKTrainingSAEConfig(
+            d_in=16, d_sae=64, k=8, loss_every=4, normalize_activations="layer_norm"
+        ),
+        lr=0.1,
+        checkpoint_path=None,
+    )
+
+    assert isinstance(by_name, sae_lens.LanguageModelSAERunnerConfig)
+    assert by_name.to_dict() == by_config.to_dict()
+
+
+def test_shared_fields_go_to_the_sae_and_to_the_run(make_config: MakeConfig) -> None:
+    cfg = make_config(dtype="bfloat16", device="meta")
+
+    assert (cfg.dtype, cfg.device) == ("bfloat16", "meta")
+    assert (cfg.sae.dtype, cfg.sae.device) == ("bfloat16", "meta")
+
+
+def test_any_registered_architecture_can_be_named(make_config: MakeConfig) -> None:
+    assert type(make_config(architecture="topk").sae) is TopKTrainingSAEConfig
+
+
+def test_round_trip_through_json(make_config: MakeConfig) -> None:
+    cfg = make_config(budgets=[1, 8], budget_weights=[1.0, 2.0])
+
+    restored = LanguageModelSAERunnerConfig.from_dict(
+        json.loads(json.dumps(cfg.to_dict()))
+    )
+
+    assert type(restored) is LanguageModelSAERunnerConfig
+    assert isinstance(restored.sae, HierarchicalTopKTrainingSAEConfig)
+    assert json.dumps(restored.to_dict()) == json.dumps(cfg.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"architecture": "hierarchical"},
+            ValueError,
+            r"architecture must be one of .*'hierarchical_topk'.* got 'hierarchical'",
+        ),
+        ({"learning_rate": 1}, TypeError, "unknown field 'learning_rate'"),
+        ({"loss_evry": 8}, TypeError, "'loss_evry'; did you mean loss_every"),
+        ({"matryoshka_widths": [1]}, TypeError, "unknown field 'matryoshka_widths'"),
+        ({"k": 999}, ValueError, "k must be an integer from 1 to d_sae=64"),
+        ({"architecture": None}, ValueError, "either architecture or sae"),
+    ],
+)
+def test_bad_fields_are_named(
+    make_config: MakeConfig,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        make_config(**changes)
+
+
+def test_fields_of_the_sae_beside_the_sae_are_refused() -> None:
+    sae = HierarchicalTopKTrainingSAEConfig(d_in=16, d_sae=64, k=8)
+
+    with pytest.raises(TypeError, match="unknown field 'k'"):
+        LanguageModelSAERunnerConfig(sae=sae, k=4)
+    with pytest.raises(ValueError, match="not both"):
+        LanguageModelSAERunnerConfig(sae=sae, architecture="topk")
+
+
+def test_missing_sizes_are_named() -> None:
+    with pytest.raises(TypeError, match=r"needs the fields \['d_sae'\]"):
+        LanguageModelSAERunnerConfig(architecture="hierarchical_topk", d_in=16)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_the_papers_recipes(name: str) -> None:
+    cfg = preset(name, verbose=False)
+
+    assert isinstance(cfg.sae, HierarchicalTopKTrainingSAEConfig)
+    assert (cfg.sae.d_sae, cfg.sae.k, cfg.sae.loss_every) == (65_536, 128, 1)
+    assert cfg.sae.unit_norm_decoder
+    assert (cfg.lr, cfg.training_tokens) == (8e-4, 10**9)
+    assert cfg.train_batch_size_tokens == 8096
+    assert "fineweb" in cfg.dataset_path
+
+
+def test_presets_can_be_changed_and_bad_names_are_refused() -> None:
+    cfg = preset("gemma-2-2b-layer-12", k=64, lr=1e-4, verbose=False)
+
+    assert (cfg.sae.k, cfg.lr, cfg.sae.d_in) == (64, 1e-4, 2304)
+    with pytest.raises(ValueError, match=r"preset must be one of .* got 'gemma'"):
+        preset("gemma")
