@@ -7,6 +7,7 @@ from sae_lens_hierarchical.saes.sae import (
     ARCHITECTURE,
     HierarchicalTopKSAE,
     HierarchicalTopKSAEConfig,
+    RankedActs,
 )
 from sae_lens_hierarchical.saes.training_sae import (
     HierarchicalTopKTrainingSAE,
@@ -18,6 +19,7 @@ __all__ = [
     "HierarchicalTopKSAEConfig",
     "HierarchicalTopKTrainingSAE",
     "HierarchicalTopKTrainingSAEConfig",
+    "RankedActs",
 ]
 
 # SAELens refuses a second registration, which a module reload would be.

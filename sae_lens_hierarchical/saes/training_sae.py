@@ -21,6 +21,7 @@ from sae_lens_hierarchical.ops import (
 )
 from sae_lens_hierarchical.ops.budgets import resolve_budgets
 from sae_lens_hierarchical.saes.checks import check_k, check_state_dict
+from sae_lens_hierarchical.saes.normalization import output_map
 from sae_lens_hierarchical.saes.sae import ARCHITECTURE
 from sae_lens_hierarchical.saes.unit_norm import keep_unit_norm_decoder
 
@@ -153,13 +154,11 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         feature_acts = self.hook_sae_acts_post(feature_acts)
 
         decoded = values if norms is None else values * (1 / norms)[indices]
-        target, b_dec = sae_in, self.b_dec
-        scale = self._output_scale()
-        if scale is not None:
-            # x̂ = scale · (Σ l_i e_i + b_dec) + shift, with scale and shift per token.
-            zero = self.run_time_activation_norm_fn_out(b_dec.expand_as(encoder_in))
-            target, decoded = target - zero, decoded * scale
-            b_dec = torch.zeros_like(b_dec)
+        target = sae_in
+        scale, b_dec = output_map(self, encoder_in)
+        if scale is not None:  # then b_dec is another one for every token
+            target, decoded = target - b_dec, decoded * scale
+            b_dec = torch.zeros_like(self.b_dec)
         loss, per_budget, residual = hierarchical_loss_with_residual(
             target.flatten(0, -2),
             indices.flatten(0, -2),
@@ -235,14 +234,6 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
             check_invariants=False,
         )
 
-    def _output_scale(self) -> Tensor | None:
-        """Return what ``normalize_activations`` multiplies each token's output by."""
-        if self.cfg.normalize_activations == "constant_norm_rescale":
-            return 1 / self.x_norm_coeff
-        if self.cfg.normalize_activations == "layer_norm":
-            return self.ln_std
-        return None
-
     @torch.no_grad()
     def _budget_metrics(self, sae_in: Tensor, per_budget: Tensor) -> dict[str, Any]:
         """Return this batch's Pareto curve, which SAELens logs like its own metrics."""
@@ -262,6 +253,6 @@ def _check_finite(sae_in: Tensor) -> None:
     finite = sae_in.detach().sum(dtype=torch.float32).isfinite()
     message = "sae_in must be finite, got an activation batch with NaN or infinity"
     if torch.compiler.is_compiling():
-        torch._assert_async(finite, message)
+        torch._assert_async(finite, message)  # pyright: ignore[reportPrivateImportUsage]
     elif not finite:
         raise ValueError(message)

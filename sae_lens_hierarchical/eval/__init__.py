@@ -1,0 +1,1 @@
+"""Measures of trained SAEs at every k."""
