@@ -25,6 +25,11 @@ torch.set_num_threads(1)
 MakeConfig = Callable[..., LanguageModelSAERunnerConfig]
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def model() -> HookedSAETransformer:
     return load_bundled_model()

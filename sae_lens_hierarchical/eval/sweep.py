@@ -105,7 +105,7 @@ def sweep(
                 batch,
                 return_type="loss",
                 loss_per_token=True,
-                fwd_hooks=[(hook_name, replace)],
+                fwd_hooks=[(str(hook_name), replace)],
             )
             return loss[keep[:, :-1]].double().sum().cpu()
 
@@ -137,7 +137,7 @@ def sweep(
 
 
 def _update_best_rank(best_rank: Tensor, ranked: RankedActs) -> None:
-    """Lower each feature's best rank, from 0, to the one it has on any of the tokens."""
+    """Lower each feature's best rank, from 0, to the best it has on these tokens."""
     active = ranked.values > 0
     ranks = torch.arange(active.shape[-1], device=active.device).expand_as(active)
     best_rank.scatter_reduce_(

@@ -96,7 +96,7 @@ class HierarchicalTopKSAE(TopKSAE):
     ``k_max``. Everything else is as in SAELens's ``TopKSAE``.
     """
 
-    cfg: HierarchicalTopKSAEConfig
+    cfg: HierarchicalTopKSAEConfig  # type: ignore[assignment]
 
     @property
     def k(self) -> int:

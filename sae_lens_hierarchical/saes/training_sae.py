@@ -112,7 +112,7 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
     and to the trainer are for looking at, no gradient flows through them.
     """
 
-    cfg: HierarchicalTopKTrainingSAEConfig
+    cfg: HierarchicalTopKTrainingSAEConfig  # type: ignore[assignment]
 
     def __init__(
         self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False

@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
 
-__all__ = ["PRESETS", "preset"]
+__all__ = ["PRESETS", "preset", "preset_fields"]
 
 # Of the paper: the SAE, the optimiser's rate, the data and the batch.
 _PAPER: dict[str, Any] = {
@@ -60,6 +60,15 @@ def preset(name: str, **changes: Any) -> LanguageModelSAERunnerConfig:
         ValueError: If there is no such preset, or a value does not fit.
         TypeError: If a field is unknown.
     """
+    return LanguageModelSAERunnerConfig(**{**preset_fields(name), **changes})
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """Return the fields of a preset.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
-    return LanguageModelSAERunnerConfig(**{**PRESETS[name], **changes})
+    return dict(PRESETS[name])

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sae_lens
 import torch
@@ -19,7 +19,7 @@ from sae_lens.config import HfDataset
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule
 from typing_extensions import Self, override
 
 from sae_lens_hierarchical.training.activations_store import (
@@ -48,7 +48,6 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             fit, naming it and what is allowed.
     """
 
-    activations_store: ResumableActivationsStore
     # Holds back the prefetching thread, where there is one.
     _store_at_rest: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -141,7 +140,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if not size:
             yield
             return
-        trainer.data_provider = TrackedPrefetch(self.activations_store, size)
+        store = cast("ResumableActivationsStore", self.activations_store)
+        trainer.data_provider = TrackedPrefetch(store, size)
         self._store_at_rest = trainer.data_provider.paused
         try:
             yield

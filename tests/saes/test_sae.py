@@ -44,7 +44,7 @@ def save_trained(folder: Path, **options: Any) -> HierarchicalTopKTrainingSAE:
     sae = HierarchicalTopKTrainingSAE(cfg)
     with torch.no_grad():
         sae.b_enc.normal_()
-        sae.W_dec *= torch.rand(D_SAE, 1) + 0.5
+        sae.W_dec.mul_(torch.rand(D_SAE, 1) + 0.5)
     sae.save_inference_model(folder)
     return sae
 
@@ -141,7 +141,7 @@ def test_training_sae_is_saved_for_inference(
 
     assert isinstance(sae, HierarchicalTopKSAE)
     assert (sae.k, sae.k_max) == (K_MAX, K_MAX)
-    details = sae.cfg.metadata.training_architecture_details
+    details = sae.cfg.metadata.get("training_architecture_details")
     assert details["loss_every"] == 4
     torch.testing.assert_close(sae(activations(30)), trained(activations(30)))
 

@@ -36,7 +36,7 @@ def make_sae(k: int = 6, seed: int = 0, **options: Any) -> HierarchicalTopKTrain
         sae.b_enc.normal_()
         sae.b_dec.normal_()
         if not cfg.unit_norm_decoder:
-            sae.W_dec *= torch.rand(D_SAE, 1) + 0.5
+            sae.W_dec.mul_(torch.rand(D_SAE, 1) + 0.5)
     return sae
 
 

@@ -90,7 +90,7 @@ def test_what_saelens_offers_works(
         if "hook_z" not in cfg.hook_name:
             expected = trained(cache[cfg.hook_name].to(trained.dtype))
             error = (sae(cache[cfg.hook_name]) - expected).norm() / expected.norm()
-            assert error < (0.05 if trained.dtype == torch.bfloat16 else 1e-5)
+            assert error < (0.1 if trained.dtype == torch.bfloat16 else 1e-5)
 
 
 def test_saelens_own_config_form(

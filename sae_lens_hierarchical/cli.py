@@ -1,0 +1,90 @@
+"""The command line: ``sae-lens-hierarchical quickstart | train``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line with ``args``, or the process's own; return its status."""
+    parser = argparse.ArgumentParser(
+        prog="sae-lens-hierarchical",
+        description="Train one sparse autoencoder and use it at every sparsity budget.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    quickstart = commands.add_parser(
+        "quickstart",
+        help="train and compare on the bundled model: no network, GPU or account",
+    )
+    quickstart.add_argument(
+        "--output", type=Path, default=Path("quickstart_output"), metavar="FOLDER"
+    )
+    quickstart.add_argument("--seed", type=int, default=0)
+    quickstart.set_defaults(run=_quickstart)
+
+    train = commands.add_parser(
+        "train",
+        help="train on any model with SAELens's options",
+        usage="sae-lens-hierarchical train [--preset NAME] [SAELENS_OPTION ...]\n"
+        "       sae-lens-hierarchical train --resume FOLDER",
+        # --help is SAELens's, which has all the options.
+        add_help=False,
+    )
+    source = train.add_mutually_exclusive_group()
+    source.add_argument(
+        "--preset", metavar="NAME", help="start from one of the paper's recipes"
+    )
+    source.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="go on with a run that was killed"
+    )
+    train.set_defaults(run=_train, print_usage=train.print_help)
+
+    options, rest = parser.parse_known_args(args)
+    if rest and options.run is not _train:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    # The commands import SAELens, which takes seconds: --help need not wait for it.
+    try:
+        return options.run(options, rest)
+    except (ValueError, TypeError) as error:
+        print(f"sae-lens-hierarchical: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"sae-lens-hierarchical: {interrupt}", file=sys.stderr)
+        return 130
+
+
+def _quickstart(options: argparse.Namespace, _rest: list[str]) -> int:
+    from sae_lens_hierarchical.quickstart import quickstart
+
+    quickstart(options.output, options.seed)
+    return 0
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args
+
+    from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
+    from sae_lens_hierarchical.training.presets import preset_fields
+
+    if options.resume is not None:
+        if rest:
+            raise ValueError(f"--resume takes all options from the run, got {rest}")
+        LanguageModelSAETrainingRunner.from_checkpoint(options.resume).run()
+        return 0
+    fields = {"architecture": "hierarchical_topk"}
+    if options.preset is not None:
+        fields = preset_fields(options.preset)
+    elif not rest:
+        rest = ["--help"]
+    if not {"-h", "--help"}.isdisjoint(rest):
+        options.print_usage()
+    # Of two options with one name SAELens's parser takes the later one.
+    defaults = [part for n, v in fields.items() for part in (f"--{n}", str(v))]
+    LanguageModelSAETrainingRunner(_parse_cfg_args([*defaults, *rest])).run()
+    return 0

@@ -1,0 +1,251 @@
+"""The embedded default: a SAE on the bundled model, against TopK at fixed k."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from sae_lens import (
+    SAE,
+    ActivationsStore,
+    HookedSAETransformer,
+    LoggingConfig,
+    MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig,
+    TopKSAE,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+)
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_hierarchical.data import (
+    BUNDLED_HOOK_NAME,
+    BUNDLED_MODEL_NAME,
+    load_bundled_model,
+    load_bundled_text,
+)
+from sae_lens_hierarchical.eval.plots import Curve, plot_curves
+from sae_lens_hierarchical.eval.sweep import sweep
+from sae_lens_hierarchical.report import COLUMNS, html_report, table_rows
+from sae_lens_hierarchical.saes import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
+
+__all__ = ["quickstart"]
+
+K = 32
+FIXED_KS = (2, 8, 32)
+GRID = (1, 2, 4, 8, 16, 32)
+D_SAE = 1024
+BATCH_SIZE = 512
+CONTEXT_SIZE = 128
+HELD_OUT_CONTEXTS = 64
+OURS = "HierarchicalTopK"
+
+
+def quickstart(
+    output: Path = Path("quickstart_output"),
+    seed: int = 0,
+    training_tokens: int = 600_000,
+) -> dict[str, Curve]:
+    """Train on the bundled model and write what came of it. Needs no network or GPU.
+
+    Args:
+        output: The folder to write: the SAEs, ``metrics.csv``, ``pareto.png`` and
+            ``report.html``.
+        seed: Fixes every random choice.
+        training_tokens: Tokens that each SAE sees.
+
+    Returns:
+        Each SAE's metrics.
+    """
+    start = time.monotonic()
+    console = Console()
+    torch.manual_seed(seed)
+    model = load_bundled_model()
+    console.print(
+        f"[bold]{OURS}[/] (K = {K}) and TopK at k = {', '.join(map(str, FIXED_KS))}, "
+        f"on the same activations of a small language model"
+    )
+    with _quiet():
+        saes = _train(model, output / "saes", training_tokens)
+        curves = _measure(saes, model, load_bundled_text("held_out"))
+
+    output.mkdir(parents=True, exist_ok=True)
+    _write_csv(output / "metrics.csv", curves)
+    plot = io.BytesIO()
+    plot_curves(curves).savefig(plot, format="png", dpi=150)
+    (output / "pareto.png").write_bytes(plot.getvalue())
+    sae_path = output / "saes" / OURS
+    code = [
+        "import sae_lens_hierarchical  # registers the architecture",
+        "from sae_lens import SAE",
+        "",
+        f"sae = SAE.load_from_disk({str(sae_path)!r})",
+        "sae.k = 8                     # any k; nothing is trained again",
+        "with sae.at_k(2): ...",
+    ]
+    facts = {
+        "Language model": f"{BUNDLED_MODEL_NAME}: 6 layers, 128 dimensions, bundled",
+        "Activations": f"{BUNDLED_HOOK_NAME}, special tokens left out",
+        "Training": f"{training_tokens:,} tokens, batches of {BATCH_SIZE}, "
+        f"{D_SAE} features, seed {seed}",
+        "Measured on": f"{HELD_OUT_CONTEXTS * CONTEXT_SIZE:,} tokens of text that "
+        "neither the model nor the SAEs had seen",
+        "torch": torch.__version__,
+    }
+    page = html_report("One SAE at every k", curves, plot.getvalue(), facts, code)
+    (output / "report.html").write_text(page, encoding="utf-8")
+
+    console.print(_table(curves))
+    console.print()
+    console.print(f"Took {time.monotonic() - start:.0f} s. Plot: {output}/pareto.png")
+    console.print(f"Report: {output}/report.html")
+    console.print(f"The SAE: {sae_path}")
+    console.print("Next, on a GPU, the paper's own run:")
+    console.print(
+        "  sae-lens-hierarchical train --preset gemma-2-2b-layer-12", highlight=False
+    )
+    return curves
+
+
+class _Runner(MultiSAETrainingRunner):
+    """SAELens's runner, whose bar moves with every step."""
+
+    @override
+    def _run_with_interruption_handling(
+        self, trainer: MultiSAETrainer
+    ) -> dict[str, TrainingSAE[Any]]:
+        every_step = functools.partial(trainer._update_pbar, update_interval=1)
+        trainer._update_pbar = every_step  # type: ignore[method-assign]
+        return super()._run_with_interruption_handling(trainer)
+
+
+def _train(
+    model: HookedSAETransformer, folder: Path, training_tokens: int
+) -> dict[str, HierarchicalTopKSAE]:
+    """Train all SAEs, write them for inference, and load them from there."""
+    sizes: dict[str, Any] = {"d_in": model.cfg.d_model, "d_sae": D_SAE}
+    configs: dict[str, TrainingSAEConfig] = {
+        OURS: HierarchicalTopKTrainingSAEConfig(**sizes, k=K, unit_norm_decoder=True)
+    }
+    for k in FIXED_KS:
+        # SAELens's own TopK, started with rows of norm 1 like ours: it fares better.
+        configs[f"TopK-{k}"] = TopKTrainingSAEConfig(**sizes, k=k, decoder_init_norm=1)
+    steps = training_tokens // BATCH_SIZE
+    cfg = MultiSAETrainingRunnerConfig(
+        saes=configs,
+        hook_names=BUNDLED_HOOK_NAME,
+        model_name=BUNDLED_MODEL_NAME,
+        dataset_path="bundled text",
+        streaming=False,
+        context_size=CONTEXT_SIZE,
+        training_tokens=training_tokens,
+        train_batch_size_tokens=BATCH_SIZE,
+        n_batches_in_buffer=64,
+        exclude_special_tokens=True,
+        lr=2e-3,
+        lr_warm_up_steps=min(20, steps // 5),
+        lr_decay_steps=steps // 4,
+        dead_feature_window=400,
+        logger=LoggingConfig(log_to_wandb=False),
+        checkpoint_path=None,
+        output_path=str(folder),
+    )
+    text = load_bundled_text("train")
+    _Runner(cfg, override_dataset=text, override_model=model).run()
+    saes = {}
+    for name in configs:
+        sae = SAE.load_from_disk(folder / name)
+        if not isinstance(sae, HierarchicalTopKSAE):
+            assert isinstance(sae, TopKSAE)  # noqa: S101
+            sae = HierarchicalTopKSAE.from_topk(sae)
+        saes[name] = sae
+    return saes
+
+
+def _measure(
+    saes: dict[str, HierarchicalTopKSAE], model: HookedSAETransformer, text: Dataset
+) -> dict[str, Curve]:
+    tokens = _held_out_tokens(saes[OURS], model, text)
+    return {
+        name: Curve(
+            trained_k=None if name == OURS else sae.k_max,
+            metrics=sweep(
+                sae,
+                model,
+                tokens,
+                range(1, K + 1) if name == OURS else GRID,
+                progress=f"Measuring {name}",
+            ),
+        )
+        for name, sae in saes.items()
+    }
+
+
+def _held_out_tokens(
+    sae: HierarchicalTopKSAE, model: HookedSAETransformer, text: Dataset
+) -> Tensor:
+    store = ActivationsStore.from_sae(
+        model, sae, text, streaming=False, context_size=CONTEXT_SIZE
+    )
+    return store.get_batch_tokens(HELD_OUT_CONTEXTS)
+
+
+def _table(curves: dict[str, Curve]) -> Table:
+    caption = (
+        "EV: explained variance. FVU: unexplained variance. CE recovered: of the loss "
+        "that zeros in place of the activations cost. dead: features never active."
+    )
+    table = Table(*COLUMNS, title="On held-out text", caption=caption)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = [row for row in table_rows(curves) if int(row[1]) in GRID]
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        trained_here = row[0] == f"TopK-{row[1]}"
+        style = "bold" if row[0] == OURS else None if trained_here else "dim"
+        ends_k = following is not None and following[1] != row[1]
+        table.add_row(*row, style=style, end_section=ends_k)
+    return table
+
+
+def _write_csv(path: Path, curves: dict[str, Curve]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        first = next(iter(curves.values())).metrics[0]
+        writer.writerow(["sae", "trained_k", *asdict(first)])
+        for name, curve in curves.items():
+            for metrics in curve.metrics:
+                trained_k = "" if curve.trained_k is None else curve.trained_k
+                writer.writerow([name, trained_k, *asdict(metrics).values()])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back SAELens's notes on local models and text, which are meant here."""
+    log = logging.getLogger("sae_lens")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,161 @@
+"""Tests of the SAE in SAELens's own tools: the Hub loader, hooked models, evals."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import (
+    SAE,
+    ActivationsStore,
+    HookedSAETransformer,
+    SAETransformerBridge,
+    run_evals,
+)
+from sae_lens.evals import EvalConfig
+from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME
+
+
+def make_sae(hook_name: str = BUNDLED_HOOK_NAME, d_in: int = 128) -> Any:
+    torch.manual_seed(0)
+    sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=d_in, d_sae=64, k_max=8))
+    metadata = sae.cfg.metadata
+    metadata.hook_name = hook_name
+    metadata.context_size, metadata.prepend_bos = 32, True
+    return sae
+
+
+class HubHandler(SimpleHTTPRequestHandler):
+    """Answers as the Hub does for files of a repository, from a folder."""
+
+    def translate_path(self, path: str) -> str:
+        prefix = "/user/repo/resolve/main/"
+        inside = path.removeprefix(prefix) if path.startswith(prefix) else "nowhere"
+        return super().translate_path("/" + inside)
+
+    def end_headers(self) -> None:
+        etag = hashlib.sha1(self.path.encode(), usedforsecurity=False).hexdigest()
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        super().end_headers()
+
+    def send_error(self, code: int, *args: Any, **kwargs: Any) -> None:
+        self.send_response(code)
+        self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A Hub stand-in on loopback; yields the folder that it serves as user/repo."""
+    served = tmp_path / "served"
+    served.mkdir()
+    handler = partial(HubHandler, directory=str(served))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield served
+    server.shutdown()
+    server.server_close()
+
+
+def test_loads_from_the_hub(hub: Path) -> None:
+    sae = make_sae()
+    sae.k = 3
+    sae.save_model(hub / "layer_2")
+
+    loaded = SAE.from_pretrained("user/repo", "layer_2")
+
+    assert isinstance(loaded, HierarchicalTopKSAE)
+    assert (loaded.k, loaded.k_max) == (3, 8)
+    x = torch.randn(5, 128)
+    torch.testing.assert_close(loaded(x), sae(x))
+
+
+def test_splices_into_a_hooked_model(model: HookedSAETransformer) -> None:
+    sae = make_sae()
+    tokens = model.to_tokens("Some words to run the model on.")
+    acts_hook = f"{BUNDLED_HOOK_NAME}.hook_sae_acts_post"
+    clean = model(tokens)
+
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    for k in (2, 8):
+        with sae.at_k(k):
+            logits, cache = model.run_with_cache_with_saes(tokens, saes=[sae])
+        assert isinstance(logits, Tensor)
+        seen[k] = logits, cache[acts_hook]
+
+    assert [(acts != 0).sum(-1).max() for _, acts in seen.values()] == [2, 8]
+    assert not torch.equal(seen[2][0], seen[8][0])
+    model.add_sae(sae, use_error_term=True)
+    torch.testing.assert_close(model(tokens), clean, rtol=1e-4, atol=1e-4)
+    model.reset_saes()
+    torch.testing.assert_close(model(tokens), clean)
+
+
+def test_splices_into_a_transformer_bridge(model: HookedSAETransformer) -> None:
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=32, vocab_size=model.cfg.d_vocab, n_positions=64
+    )
+    bridge = SAETransformerBridge.boot_transformers(
+        "gpt2", hf_model=GPT2LMHeadModel(config), tokenizer=model.tokenizer
+    )
+    sae = make_sae("blocks.0.hook_out", d_in=32)
+    tokens = torch.arange(12).unsqueeze(0)
+
+    for k in (1, 8):
+        with sae.at_k(k):
+            _, cache = bridge.run_with_cache_with_saes(tokens, saes=[sae])
+        acts = cache["blocks.0.hook_out.hook_sae_acts_post"]
+        assert (acts != 0).sum(-1).max() == k
+
+
+def test_saelens_evals_run_on_it(model: HookedSAETransformer, text: Dataset) -> None:
+    sae = make_sae()
+    explained = []
+    for k in (1, 8):
+        sae.k = k
+        store = ActivationsStore.from_sae(model, sae, text, streaming=False)
+        metrics, _ = run_evals(
+            sae,
+            store,
+            model,
+            ActivationScaler(),
+            EvalConfig(
+                batch_size_prompts=4,
+                n_eval_reconstruction_batches=1,
+                compute_ce_loss=True,
+                compute_kl=True,
+                compute_l2_norms=True,
+                compute_sparsity_metrics=True,
+                compute_variance_metrics=True,
+                compute_featurewise_density_statistics=True,
+            ),
+        )
+        assert metrics["sparsity"]["l0"] <= k
+        assert "ce_loss_score" in metrics["model_performance_preservation"]
+        explained.append(metrics["reconstruction_quality"]["mse"])
+    assert explained[0] != explained[1]

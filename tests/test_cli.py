@@ -1,0 +1,146 @@
+"""Tests of the command line and the quickstart, as a newcomer would use them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import SAE, HookedSAETransformer
+
+from sae_lens_hierarchical import PRESETS, HierarchicalTopKSAE
+from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.quickstart import quickstart
+from tests.conftest import MakeConfig
+
+
+@pytest.mark.parametrize("args", [["--help"], ["quickstart", "--help"]])
+def test_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+
+    assert stop.value.code == 0
+    assert "sae-lens-hierarchical" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["train"], ["train", "--help"]])
+def test_train_help_shows_our_options_and_saelens(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(args)
+
+    out = capsys.readouterr().out
+    for option in ("--preset", "--resume", "--loss_every", "--training_tokens"):
+        assert option in out
+
+
+def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["quickstart", "--sede", "1"])
+    assert "--sede" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--loss_evry", "8"])
+    assert "--loss_evry" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--preset", "gemma"], "preset must be one of"),
+        (["train", "--resume", "/nowhere"], "there is no checkpoint in /nowhere"),
+        (["train", "--k", "4096"], "k must be an integer from 1 to d_sae=1024"),
+        (["train", "--resume", "/nowhere", "--k", "4"], "--resume takes all options"),
+    ],
+)
+def test_bad_values_are_one_clear_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def local(
+    monkeypatch: pytest.MonkeyPatch, model: HookedSAETransformer, text: Dataset
+) -> None:
+    """Let SAELens's loaders of models and data sets find the bundled ones."""
+    monkeypatch.setattr(
+        "sae_lens.llm_sae_training_runner.load_model", lambda *_, **__: model
+    )
+    monkeypatch.setattr(
+        "sae_lens.training.activations_store.load_dataset", lambda *_, **__: text
+    )
+
+
+def options_of(cfg: Any) -> list[str]:
+    names = (
+        "hook_name dataset_path is_dataset_tokenized streaming context_size "
+        "store_batch_size_prompts n_batches_in_buffer train_batch_size_tokens "
+        "training_tokens checkpoint_path output_path"
+    )
+    options = ["--log_to_wandb", "false"]
+    for name in names.split():
+        options += [f"--{name}", str(getattr(cfg, name))]
+    return options
+
+
+@pytest.mark.usefixtures("local")
+def test_train_and_resume(make_config: MakeConfig, tmp_path: Path) -> None:
+    options = options_of(make_config())
+    sizes = "--d_in 128 --d_sae 64 --k 8 --loss_every 4 --n_checkpoints 1"
+
+    assert main(["train", *sizes.split(), *options]) == 0
+
+    sae = SAE.load_from_disk(tmp_path / "output")
+    assert isinstance(sae, HierarchicalTopKSAE)
+    assert sae.k_max == 8
+    assert main(["train", "--resume", str(tmp_path / "checkpoints")]) == 0
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_with_changes(
+    preset: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    options = options_of(make_config())
+    changes = "--d_in 128 --d_sae 64 --k 8 --device cpu"
+
+    assert main(["train", "--preset", preset, *changes.split(), *options]) == 0
+
+    runner_cfg = json.loads((tmp_path / "output" / "runner_cfg.json").read_text())
+    assert runner_cfg["lr"] == PRESETS[preset]["lr"]
+    assert runner_cfg["sae"]["unit_norm_decoder"] is True
+    assert runner_cfg["exclude_special_tokens"] is True
+    assert runner_cfg["sae"]["k"] == 8
+
+
+def test_quickstart_writes_what_it_says_and_repeats(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sae_lens_hierarchical.quickstart.HELD_OUT_CONTEXTS", 4)
+    first, second = (
+        quickstart(tmp_path / name, training_tokens=8_192) for name in ("a", "b")
+    )
+
+    assert first == second
+    out = capsys.readouterr().out
+    for name in ("metrics.csv", "pareto.png", "report.html"):
+        assert (tmp_path / "a" / name).stat().st_size > 500
+    assert str(tmp_path / "a" / "report.html") in out.replace("\n", "")
+    sae = SAE.load_from_disk(tmp_path / "a" / "saes" / "HierarchicalTopK")
+    assert isinstance(sae, HierarchicalTopKSAE)
+    with (tmp_path / "a" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ours = [row for row in rows if row["sae"] == "HierarchicalTopK"]
+    assert [int(row["k"]) for row in ours] == list(range(1, sae.k_max + 1))
+    assert all(torch.isfinite(torch.tensor(float(r["fvu"]))) for r in rows)
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert 'src="data:image/png;base64,' in page
+    assert "http" not in page
