@@ -8,6 +8,7 @@ from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAEConfig,
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
+    calibrate_thresholds,
 )
 from sae_lens_hierarchical.training import (
     PRESETS,
@@ -26,5 +27,6 @@ __all__ = [
     "LanguageModelSAERunnerConfig",
     "LanguageModelSAETrainingRunner",
     "TrainingInterrupted",
+    "calibrate_thresholds",
     "preset",
 ]

@@ -56,7 +56,7 @@ GRID = (1, 2, 4, 8, 16, 32)
 D_SAE = 1024
 BATCH_SIZE = 512
 CONTEXT_SIZE = 128
-HELD_OUT_CONTEXTS = 64
+HELD_OUT_CONTEXTS = 32
 OURS = "HierarchicalTopK"
 
 
@@ -84,7 +84,7 @@ def quickstart(
         f"[bold]{OURS}[/] (K = {K}) and TopK at k = {', '.join(map(str, FIXED_KS))}, "
         f"on the same activations of a small language model"
     )
-    with _quiet():
+    with _quiet(), _one_thread_an_operation():
         saes = _train(model, output / "saes", training_tokens)
         curves = _measure(saes, model, load_bundled_text("held_out"))
 
@@ -161,6 +161,7 @@ def _train(
         train_batch_size_tokens=BATCH_SIZE,
         n_batches_in_buffer=64,
         exclude_special_tokens=True,
+        prefetch_llm_batches=True,
         lr=2e-3,
         lr_warm_up_steps=min(20, steps // 5),
         lr_decay_steps=steps // 4,
@@ -235,6 +236,20 @@ def _write_csv(path: Path, curves: dict[str, Curve]) -> None:
             for metrics in curve.metrics:
                 trained_k = "" if curve.trained_k is None else curve.trained_k
                 writer.writerow([name, trained_k, *asdict(metrics).values()])
+
+
+@contextmanager
+def _one_thread_an_operation() -> Iterator[None]:
+    """Let the language model and the SAEs have a core each, in place of half of both.
+
+    Operations this small would spend most of a second thread's time on waiting for it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

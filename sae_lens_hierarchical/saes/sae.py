@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self, override
 
 from sae_lens_hierarchical.ops.budgets import resolve_budgets
-from sae_lens_hierarchical.saes.checks import check_k, check_state_dict
+from sae_lens_hierarchical.saes.checks import (
+    Activation,
+    check_activation,
+    check_k,
+    check_state_dict,
+)
 from sae_lens_hierarchical.saes.normalization import output_map
+from sae_lens_hierarchical.saes.ranked import AdaptiveActs, RankedActs, rank
+from sae_lens_hierarchical.saes.thresholds import (
+    rescale_thresholds,
+    unknown_thresholds,
+)
 
-__all__ = ["HierarchicalTopKSAE", "HierarchicalTopKSAEConfig", "RankedActs"]
+__all__ = ["HierarchicalTopKSAE", "HierarchicalTopKSAEConfig"]
 
 ARCHITECTURE = "hierarchical_topk"
 
@@ -30,14 +41,17 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         k_max: K, the largest number of active features it was trained with. Required.
         k: The number of active features in use, from 1 to ``d_sae``; default
             ``k_max``. Above ``k_max`` the SAE extrapolates (paper, figure 3).
+        activation: ``"topk"`` keeps the k largest features of each token,
+            ``"jumprelu"`` all above a threshold that k exceed on average (B.5).
         rescale_acts_by_decoder_norm: See SAELens's ``TopKSAEConfig``; so for the rest.
 
     Raises:
-        ValueError: If ``k`` or ``k_max`` is no integer from 1 to ``d_sae``.
+        ValueError: If a field does not fit, naming it and what is allowed.
     """
 
     k: int = None  # type: ignore[assignment]
     k_max: int = None  # type: ignore[assignment]
+    activation: Activation = "topk"
 
     @override
     @classmethod
@@ -51,41 +65,7 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         if self.k is None:
             self.k = self.k_max
         check_k("k", self.k, self.d_sae)
-
-
-class RankedActs(NamedTuple):
-    """The k largest features of each token, largest first.
-
-    Attributes:
-        values: Activations after ReLU, [..., k]; zeros stand last.
-        indices: Their features, [..., k], int64.
-    """
-
-    values: Tensor
-    indices: Tensor
-
-
-def rank(hidden_pre: Tensor, cfg: HierarchicalTopKSAEConfig) -> RankedActs:
-    """Return the ``cfg.k`` largest entries along the last dimension, after ReLU.
-
-    Entries are ranked for ``cfg.k_max``, whatever k, so that a smaller k keeps just the
-    first of what a larger one keeps, even where entries tie.
-    """
-    values, indices = hidden_pre.topk(max(cfg.k, cfg.k_max), dim=-1)
-    return RankedActs(values[..., : cfg.k].relu(), indices[..., : cfg.k])
-
-
-class PrefixTopK(nn.Module):
-    """Zero all but the ``cfg.k`` largest entries."""
-
-    def __init__(self, cfg: HierarchicalTopKSAEConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
-
-    @override
-    def forward(self, hidden_pre: Tensor) -> Tensor:
-        values, indices = rank(hidden_pre, self.cfg)
-        return torch.zeros_like(hidden_pre).scatter_(-1, indices, values)
+        check_activation(self.activation)
 
 
 class HierarchicalTopKSAE(TopKSAE):
@@ -93,10 +73,22 @@ class HierarchicalTopKSAE(TopKSAE):
 
     ``sae.k = 32`` sets it, ``with sae.at_k(32): ...`` sets it for a while. ``encode``
     gives at most k non-zero features: the k largest of those that it gives at
-    ``k_max``. Everything else is as in SAELens's ``TopKSAE``.
+    ``k_max``. After ``sae.activation = "jumprelu"`` it gives all that exceed θ(k)
+    instead: k on average. Everything else is as in SAELens's ``TopKSAE``.
+
+    Attributes:
+        thresholds: θ(k) for k = 1 to ``k_max``, [k_max]; NaN where unknown. Training
+            tracks them, and ``calibrate_thresholds`` computes them.
     """
 
     cfg: HierarchicalTopKSAEConfig  # type: ignore[assignment]
+    thresholds: Tensor
+
+    def __init__(
+        self, cfg: HierarchicalTopKSAEConfig, use_error_term: bool = False
+    ) -> None:
+        super().__init__(cfg, use_error_term)
+        self.register_buffer("thresholds", unknown_thresholds(cfg.k_max, cfg.device))
 
     @property
     def k(self) -> int:
@@ -106,6 +98,8 @@ class HierarchicalTopKSAE(TopKSAE):
     @k.setter
     def k(self, k: int) -> None:
         check_k("k", k, self.cfg.d_sae)
+        if self.activation == "jumprelu":
+            self.threshold(k)
         self.cfg.k = k
 
     @property
@@ -113,19 +107,51 @@ class HierarchicalTopKSAE(TopKSAE):
         """K, the largest number of active features that the SAE was trained with."""
         return self.cfg.k_max
 
+    @property
+    def activation(self) -> Activation:
+        """``"topk"`` or ``"jumprelu"``, which raises where there are no thresholds."""
+        return self.cfg.activation
+
+    @activation.setter
+    def activation(self, activation: Activation) -> None:
+        check_activation(activation)
+        if activation == "jumprelu":
+            self.threshold(self.k)
+        self.cfg.activation = activation
+
+    def threshold(self, k: int) -> float:
+        """Return θ(k), which k features of a token exceed on average.
+
+        It is in the units of what ``encode`` gives.
+
+        Raises:
+            ValueError: If ``k`` is no integer from 1 to ``k_max``, or θ(k) is unknown.
+        """
+        check_k("k", k, self.cfg.d_sae)
+        if k > self.k_max:
+            raise ValueError(
+                f"jumprelu has thresholds for k from 1 to k_max={self.k_max}, got {k}"
+            )
+        if math.isnan(theta := self.thresholds[k - 1].item()):
+            raise ValueError(
+                "this SAE has no thresholds for jumprelu: set them with "
+                "sae_lens_hierarchical.calibrate_thresholds(sae, activations)"
+            )
+        return theta
+
     @contextmanager
     def at_k(self, k: int) -> Iterator[Self]:
         """Use ``k`` active features within a ``with`` block.
 
         Raises:
-            ValueError: If ``k`` is no integer from 1 to ``d_sae``.
+            ValueError: If ``k`` does not fit, as in setting ``k``.
         """
         before = self.k
         self.k = k
         try:
             yield self
         finally:
-            self.k = before
+            self.cfg.k = before
 
     @classmethod
     def from_topk(cls, topk: TopKSAE) -> Self:
@@ -135,11 +161,13 @@ class HierarchicalTopKSAE(TopKSAE):
         """
         settings = {f.name: getattr(topk.cfg, f.name) for f in fields(topk.cfg)}
         sae = cls(HierarchicalTopKSAEConfig(**settings, k_max=topk.cfg.k))
-        sae.load_state_dict(topk.state_dict(), assign=True)
+        state_dict = topk.state_dict()
+        sae.process_state_dict_for_loading(state_dict)
+        sae.load_state_dict(state_dict, assign=True)
         return sae
 
-    def encode_ranked(self, x: Tensor) -> RankedActs:
-        """Encode to the ``k`` largest features alone, without the zeros of the others.
+    def hidden_pre(self, x: Tensor) -> Tensor:
+        """Return what features are ranked by, before ReLU, [..., d_sae].
 
         Args:
             x: Activations, [..., d_in].
@@ -148,7 +176,60 @@ class HierarchicalTopKSAE(TopKSAE):
         hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
         if self.cfg.rescale_acts_by_decoder_norm:
             hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
-        return rank(hidden_pre, self.cfg)
+        return hidden_pre
+
+    def encode_ranked(self, x: Tensor) -> RankedActs:
+        """Encode to the ``k`` largest features alone, without the zeros of the others.
+
+        Args:
+            x: Activations, [..., d_in].
+
+        Raises:
+            ValueError: If ``activation`` is ``"jumprelu"``, which sets no number.
+        """
+        if self.activation == "jumprelu":
+            raise ValueError("the compact form needs activation='topk'")
+        return rank(self.hidden_pre(x), self.k, self.k_max)
+
+    def decode_ranked(
+        self, ranked: RankedActs, ks: Sequence[int] | None = None
+    ) -> Tensor:
+        """Decode activations in compact form.
+
+        Where ``normalize_activations`` is by token, ``ranked`` must be what was encoded
+        last: SAELens's SAEs keep the statistics of their last input.
+
+        Args:
+            ranked: From ``encode_ranked``, [..., k].
+            ks: Decode the first k features for each of these instead, strictly
+                increasing, from 1 to the k of ``ranked``.
+
+        Returns:
+            The output, [..., d_in]; with ``ks`` one for each, [len(ks), ..., d_in].
+
+        Raises:
+            ValueError: If ``ks`` does not fit.
+        """
+        wanted, _ = resolve_budgets(
+            ranked.values.shape[-1], ks or [ranked.values.shape[-1]]
+        )
+        outputs = list(self._prefixes(ranked, wanted))
+        return outputs[0] if ks is None else torch.stack(outputs)
+
+    def _prefixes(self, ranked: RankedActs, ks: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the output of the first k features, [..., d_in], for each k of ks."""
+        values, indices = ranked
+        if self.cfg.rescale_acts_by_decoder_norm:
+            values = values / self.W_dec.norm(dim=-1)[indices]
+        total = values.new_zeros(*values.shape[:-1], self.cfg.d_in)
+        scale, zero = output_map(self, total)
+        for before, k in pairwise([0, *ks]):
+            for i in range(before, k):
+                total = total.addcmul(self.W_dec[indices[..., i]], values[..., i, None])
+            output = self.hook_sae_recons(
+                total + zero if scale is None else total * scale + zero
+            )
+            yield self.reshape_fn_out(output, self.d_head)
 
     def reconstruct(self, x: Tensor, ks: Sequence[int]) -> Tensor:
         """Reconstruct at many budgets from one encoding.
@@ -162,47 +243,72 @@ class HierarchicalTopKSAE(TopKSAE):
             SAE at that k.
 
         Raises:
-            ValueError: If ``ks`` does not fit.
+            ValueError: If ``ks`` or ``activation`` does not fit.
         """
         resolve_budgets(self.cfg.d_sae, ks)
         with self.at_k(ks[-1]):
             return self.decode_ranked(self.encode_ranked(x), ks)
 
-    def decode_ranked(self, ranked: RankedActs, ks: Sequence[int]) -> Tensor:
-        """Decode the first k features of each token, for each k of ``ks``.
+    @torch.no_grad()
+    def encode_adaptive(self, x: Tensor, max_fvu: float) -> AdaptiveActs:
+        """Give each token the smallest k that explains it well enough.
 
-        Where ``normalize_activations`` is by token, ``ranked`` must be what was encoded
-        last: SAELens's SAEs keep the statistics of their last input.
+        A token is explained well enough when Var(x − x̂_k) / Var(x), the variances over
+        its d_in entries, is at most ``max_fvu``. One that no k up to ``k_max`` explains
+        so gets ``k_max``; so does a token without variance, unless x̂_k has none of its
+        own either.
 
         Args:
-            ranked: From ``encode_ranked``, [..., k].
-            ks: Strictly increasing, from 1 to the k of ``ranked``.
+            x: Activations, [..., d_in].
+            max_fvu: The fraction of variance that may stay unexplained, from 0 to 1.
 
         Returns:
-            The outputs, [len(ks), ..., d_in].
+            The features, each token's k, and the fraction that it leaves unexplained.
 
         Raises:
-            ValueError: If ``ks`` does not fit.
+            ValueError: If ``max_fvu`` does not fit, or ``x`` is empty or not finite.
         """
-        values, indices = ranked
-        resolve_budgets(values.shape[-1], ks)
-        if self.cfg.rescale_acts_by_decoder_norm:
-            values = values / self.W_dec.norm(dim=-1)[indices]
-        sums = values.new_zeros(len(ks), *values.shape[:-1], self.cfg.d_in)
-        running = sums[0].clone()
-        for n, (before, k) in enumerate(pairwise([0, *ks])):
-            for i in range(before, k):
-                running.addcmul_(self.W_dec[indices[..., i]], values[..., i, None])
-            sums[n] = running
-        scale, zero = output_map(self, running)
-        sums = sums + zero if scale is None else sums * scale + zero
-        return self.reshape_fn_out(self.hook_sae_recons(sums), self.d_head)
+        if not 0 <= max_fvu <= 1:
+            raise ValueError(f"max_fvu must lie between 0 and 1, got {max_fvu!r}")
+        if x.numel() == 0 or not x.isfinite().all():
+            raise ValueError("x must hold at least one token and be finite")
+        with self.at_k(self.k_max):
+            ranked = self.encode_ranked(x)
+        token_dims = (-2, -1) if self.hook_z_reshaping_mode else (-1,)
+        variance = x.float().var(dim=token_dims, correction=0)
+        k = torch.full(ranked.values.shape[:-1], self.k_max, device=x.device)
+        fvu = torch.full_like(variance, torch.inf)
+        met = torch.zeros_like(k, dtype=torch.bool)
+        for n, output in enumerate(self._prefixes(ranked, range(1, self.k_max + 1))):
+            unexplained = (output - x).float().var(dim=token_dims, correction=0)
+            # 0 / 0 is a token without variance that is met exactly.
+            fvu_here = torch.where(unexplained == 0, 0.0, unexplained / variance)
+            fvu = torch.where(met, fvu, fvu_here)
+            k = torch.where(~met & (fvu <= max_fvu), n + 1, k)
+            met = fvu <= max_fvu
+        used = torch.arange(self.k_max, device=x.device) < k.unsqueeze(-1)
+        return AdaptiveActs(
+            RankedActs(ranked.values * used, ranked.indices), k=k, fvu=fvu
+        )
+
+    def _activate(self, hidden_pre: Tensor) -> Tensor:
+        if self.activation == "jumprelu":
+            above = hidden_pre > self.thresholds[self.k - 1]
+            return hidden_pre.relu() * above
+        return rank(hidden_pre, self.k, self.k_max).to_dense(self.cfg.d_sae)
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        return PrefixTopK(self.cfg)
+        return self._activate
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        rescale_thresholds(self, scaling_factor)
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
         check_state_dict(self, state_dict)
+        if self.activation == "jumprelu" and state_dict["thresholds"].isnan().any():
+            raise ValueError("activation is 'jumprelu', but thresholds are missing")

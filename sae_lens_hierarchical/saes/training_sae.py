@@ -22,7 +22,13 @@ from sae_lens_hierarchical.ops import (
 from sae_lens_hierarchical.ops.budgets import resolve_budgets
 from sae_lens_hierarchical.saes.checks import check_k, check_state_dict
 from sae_lens_hierarchical.saes.normalization import output_map
+from sae_lens_hierarchical.saes.ranked import rank
 from sae_lens_hierarchical.saes.sae import ARCHITECTURE
+from sae_lens_hierarchical.saes.thresholds import (
+    rescale_thresholds,
+    track_thresholds,
+    unknown_thresholds,
+)
 from sae_lens_hierarchical.saes.unit_norm import keep_unit_norm_decoder
 
 __all__ = ["HierarchicalTopKTrainingSAE", "HierarchicalTopKTrainingSAEConfig"]
@@ -79,6 +85,11 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         """K under the inference config's name, which SAELens reads it by."""
         return self.k
 
+    @property
+    def activation(self) -> str:
+        """What the trained SAE starts with, likewise."""
+        return "topk"
+
     @override
     def to_dict(self) -> dict[str, Any]:
         # With k_max the folder of a training checkpoint loads for inference too.
@@ -113,11 +124,13 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
     """
 
     cfg: HierarchicalTopKTrainingSAEConfig  # type: ignore[assignment]
+    thresholds: Tensor
 
     def __init__(
         self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False
     ) -> None:
         super().__init__(cfg, use_error_term)
+        self.register_buffer("thresholds", unknown_thresholds(cfg.k, cfg.device))
         self._budgets, self._budget_weights = cfg.resolve_budgets()
         if cfg.unit_norm_decoder:
             keep_unit_norm_decoder(self)
@@ -147,8 +160,8 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         if self.cfg.rescale_acts_by_decoder_norm and not self.cfg.unit_norm_decoder:
             norms = self.W_dec.norm(dim=-1)
             hidden_pre = hidden_pre * norms
-        ranked = hidden_pre.topk(self.cfg.k, dim=-1)
-        indices, values = ranked.indices, ranked.values.relu()
+        values, indices = rank(hidden_pre, self.cfg.k, self.cfg.k)
+        track_thresholds(self.thresholds, hidden_pre)
         with torch.no_grad():
             feature_acts = self._feature_acts(hidden_pre, indices, values)
         feature_acts = self.hook_sae_acts_post(feature_acts)
@@ -214,6 +227,11 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         error = reconstruction - (sae_in - sae_out).detach()
         scale = self.cfg.aux_loss_coefficient * min(num_dead / half_d_in, 1.0)
         return scale * error.pow(2).sum(dim=-1).mean()
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        rescale_thresholds(self, scaling_factor)
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:

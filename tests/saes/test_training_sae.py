@@ -46,7 +46,9 @@ def topk_twin(sae: HierarchicalTopKTrainingSAE, k: int) -> TopKTrainingSAE:
     options = {name: getattr(sae.cfg, name) for name in names}
     cfg = TopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=k, **options)
     twin = TopKTrainingSAE(cfg)
-    twin.load_state_dict(copy.deepcopy(sae.state_dict()))
+    weights = copy.deepcopy(sae.state_dict())
+    del weights["thresholds"]
+    twin.load_state_dict(weights)
     return twin
 
 
