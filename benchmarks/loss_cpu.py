@@ -1,8 +1,8 @@
 """Is the sequential loss fast and lean on a CPU, whatever K?
 
 Runs Listing 1 and the sequential backend side by side, forward plus backward, and
-writes ``results/loss_cpu.csv``. Time is the ratio of medians in this one process; peak
-memory is what a fresh process needs beyond its inputs and its weights' gradient.
+writes ``results/loss_cpu.csv``. Times are medians, taken in turn in this one process;
+memory is what a step peaks at beyond its arguments and gradients (Linux only).
 
     python benchmarks/loss_cpu.py
 """
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import multiprocessing
+import ctypes
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -110,18 +109,23 @@ def _medians(k: int, every: int) -> tuple[float, float]:
 
 
 def _peak_extra_mib(backend: Backend, k: int, every: int) -> int:
-    """Return a step's peak memory in a fresh process, less W_dec's gradient."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_of_step, (backend, k, every))
-
-
-def _peak_of_step(backend: Backend, k: int, every: int) -> int:
+    """Return what a step's memory peaks at beyond its arguments and gradients."""
     step = _step(backend, k, every)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round((after - before) / 1024 - D_SAE * D_IN * 4 / 2**20)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what that step freed
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status_kib("VmRSS")
+    step()
+    return round((_status_kib("VmHWM") - before) / 1024)
+
+
+def _status_kib(field: str) -> int:
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    ]
+    return int(line.split()[1])
 
 
 if __name__ == "__main__":
