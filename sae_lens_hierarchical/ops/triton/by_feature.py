@@ -16,12 +16,11 @@ from torch import Tensor
 
 from sae_lens_hierarchical.ops.triton.kernels import merge_chunks, sum_chunks
 
-__all__ = ["Places", "sort_by_feature", "sum_by_feature"]
+__all__ = ["TILE", "WARPS", "Places", "sort_by_feature", "sum_by_feature"]
 
 # Places to a program, and its threads: 4 places side by side, 64 columns wide.
-_CHUNK = 64
-_STREAMS = 4
-_LANES = 8
+TILE: dict[str, Any] = {"CHUNK": 64, "STREAMS": 4, "LANES": 8}
+WARPS = 1
 
 
 @dataclasses.dataclass
@@ -65,8 +64,8 @@ def sort_by_feature(
     bounds = torch.searchsorted(
         features, torch.arange(d_sae + 1, dtype=torch.int32, device=device)
     )
-    chunk_ends = ((bounds.diff() + _CHUNK - 1) // _CHUNK).cumsum(0)
-    most = batch * k // _CHUNK + min(d_sae, batch * k)
+    chunk_ends = ((bounds.diff() + TILE["CHUNK"] - 1) // TILE["CHUNK"]).cumsum(0)
+    most = batch * k // TILE["CHUNK"] + min(d_sae, batch * k)
     owners = torch.searchsorted(
         chunk_ends, torch.arange(most, device=device), right=True
     )
@@ -94,13 +93,7 @@ def sum_by_feature(
     (d_sae, d_in), columns = gradient.shape, suffixes.shape[-1]
     chunks = len(places.owners)
     partial = suffixes.new_empty(chunks, columns)
-    blocks = triton.cdiv(columns, 8 * _LANES)
-    tile: dict[str, Any] = {
-        "CHUNK": _CHUNK,
-        "STREAMS": _STREAMS,
-        "LANES": _LANES,
-        "num_warps": 1,
-    }
+    blocks = triton.cdiv(columns, 8 * TILE["LANES"])
     sum_chunks[(chunks, blocks)](
         suffixes,
         places.sources,
@@ -114,7 +107,8 @@ def sum_by_feature(
         columns,
         first_column,
         d_in,
-        **tile,
+        **TILE,
+        num_warps=WARPS,  # pyright: ignore[reportCallIssue]
     )
     merge_chunks[(d_sae, blocks)](
         places.bounds,
@@ -124,5 +118,6 @@ def sum_by_feature(
         columns,
         first_column,
         d_in,
-        **tile,
+        **TILE,
+        num_warps=WARPS,  # pyright: ignore[reportCallIssue]
     )

@@ -60,6 +60,7 @@ def fused_loss(
     RANKS: tl.constexpr,
     LANES: tl.constexpr,
     WIDE: tl.constexpr,
+    FULL: tl.constexpr,
     SLOTS: tl.constexpr,
     ONE_BUDGET: tl.constexpr,
     GRADIENTS: tl.constexpr,
@@ -78,8 +79,8 @@ def fused_loss(
     thread = tl.arange(0, GROUPS * LANES)
     group, lane = thread // LANES, thread % LANES
     low, high = first_columns(column_block, lane, LANES, WIDE)
-    every = thread >= 0
-    bias = load(b_dec_ptr + thread * 0, every, low, high, d_in, WIDE)
+    every = FULL | (thread >= 0)
+    bias = load(b_dec_ptr + thread * 0, every, low, high, d_in, FULL, WIDE)
     weights = ()
     squares = ()
     for r in tl.static_range(RANKS):
@@ -91,7 +92,7 @@ def fused_loss(
     for step in range(tl.minimum(tokens, B - first)):
         token = (first + step).to(tl.int64)
         position = token * d_in + thread * 0
-        target = load(target_ptr + position, every, low, high, d_in, WIDE)
+        target = load(target_ptr + position, every, low, high, d_in, FULL, WIDE)
         start = bias.to(tl.float32) - target.to(tl.float32)
 
         prefix = tl.zeros([GROUPS * LANES, 8], tl.float32)
@@ -100,11 +101,12 @@ def fused_loss(
         features, values, rows = (), (), ()
         for r in tl.static_range(RANKS):
             rank = group * RANKS + r
+            active = FULL | (rank < K)
             place = token * K + rank
-            feature = tl.load(indices_ptr + place, mask=rank < K, other=0).to(tl.int32)
-            value = tl.load(values_ptr + place, mask=rank < K, other=0).to(tl.float32)
+            feature = tl.load(indices_ptr + place, mask=active, other=0).to(tl.int32)
+            value = tl.load(values_ptr + place, mask=active, other=0).to(tl.float32)
             row_ptr = W_dec_ptr + feature.to(tl.int64) * d_in
-            row = load(row_ptr, rank < K, low, high, d_in, WIDE)
+            row = load(row_ptr, active, low, high, d_in, FULL, WIDE)
             prefix += value[:, None] * row.to(tl.float32)
             if GRADIENTS and not ONE_BUDGET and (SLOTS >> r) & 1:
                 pull += weights[r][:, None] * prefix
@@ -122,11 +124,12 @@ def fused_loss(
             pull += weight_sum[:, None] * (error - prefix)
             suffix = scan_groups(pull, GROUPS, True) - pull
         is_last = group == GROUPS - 1
-        put(residual_ptr + position, error, is_last, low, high, d_in, False)
+        put(residual_ptr + position, error, is_last, low, high, d_in, FULL, False)
 
         walked = ()
         for r in tl.static_range(RANKS - 1, -1, -1):
             rank = group * RANKS + r
+            active = FULL | (rank < K)
             if (SLOTS >> r) & 1:
                 walked = (squares[r] + tl.sum(error * error, axis=1),) + walked
                 if GRADIENTS:
@@ -143,6 +146,7 @@ def fused_loss(
                             low,
                             high,
                             first_block * (LANES * 8) + suffix_columns,
+                            FULL,
                             False,
                         )
             else:
@@ -151,12 +155,12 @@ def fused_loss(
             if GRADIENTS:
                 slope = sum_lanes(tl.sum(row * suffix, axis=1), GROUPS)
                 place = (column_block.to(tl.int64) * B + token) * K + rank
-                mask = (rank < K) & (lane == 0)
+                mask = active & (lane == 0)
                 tl.store(grad_values_ptr + place, slope, mask=mask)
                 if ADD_W_DEC:
                     row_ptr = grad_W_dec_ptr + features[r].to(tl.int64) * d_in
                     term = values[r][:, None] * suffix
-                    put(row_ptr, term, rank < K, low, high, d_in, True)
+                    put(row_ptr, term, active, low, high, d_in, FULL, True)
             if not ONE_BUDGET:
                 error -= values[r][:, None] * row
         squares = walked
@@ -164,7 +168,7 @@ def fused_loss(
             bias_gradient += suffix
             if TARGET_GRADIENT:
                 row_ptr = grad_target_ptr + position
-                put(row_ptr, -suffix, group == 0, low, high, d_in, False)
+                put(row_ptr, -suffix, group == 0, low, high, d_in, FULL, False)
 
     program = (column_block * token_blocks + token_block).to(tl.int64)
     for r in tl.static_range(RANKS):
@@ -174,7 +178,7 @@ def fused_loss(
             tl.store(squares_ptr + place, total, mask=lane == 0)
     if GRADIENTS:
         row_ptr = grad_b_dec_ptr + token_block.to(tl.int64) * d_in + thread * 0
-        put(row_ptr, bias_gradient, group == 0, low, high, d_in, False)
+        put(row_ptr, bias_gradient, group == 0, low, high, d_in, FULL, False)
 
 
 @triton.jit
@@ -219,17 +223,17 @@ def sum_chunks(
             source = tl.load(sources_ptr + pair, mask=active, other=0).to(tl.int64)
             factor = tl.load(factors_ptr + pair, mask=active, other=0)
             row_ptr = rows_ptr + source * columns
-            row = load(row_ptr, active, low, high, columns, False)
+            row = load(row_ptr, active, low, high, columns, False, False)
             total += factor[:, None] * row
         total = sum_groups(total, STREAMS)
         is_first = stream == 0
         if chunks == 1:
             row_ptr = gradient_ptr + feature.to(tl.int64) * d_in + first_column
             width = d_in - first_column
-            put(row_ptr + thread * 0, total, is_first, low, high, width, False)
+            put(row_ptr + thread * 0, total, is_first, low, high, width, False, False)
         else:
             row_ptr = partial_ptr + chunk.to(tl.int64) * columns
-            put(row_ptr + thread * 0, total, is_first, low, high, columns, False)
+            put(row_ptr + thread * 0, total, is_first, low, high, columns, False, False)
 
 
 @triton.jit
@@ -261,11 +265,11 @@ def merge_chunks(
         for step in range(end - chunks, end, STREAMS):
             chunk = step + stream
             row_ptr = partial_ptr + chunk.to(tl.int64) * columns
-            total += load(row_ptr, chunk < end, low, high, columns, False)
+            total += load(row_ptr, chunk < end, low, high, columns, False, False)
         total = sum_groups(total, STREAMS)
         row_ptr = gradient_ptr + feature.to(tl.int64) * d_in + first_column
         width = d_in - first_column
-        put(row_ptr + thread * 0, total, stream == 0, low, high, width, False)
+        put(row_ptr + thread * 0, total, stream == 0, low, high, width, False, False)
 
 
 @triton.jit

@@ -37,13 +37,11 @@ class Tile:
 TABLE: dict[tuple[int, int], dict[int, Tile]] = {
     (90, 4): {
         256: Tile(8, 8),
-        512: Tile(8, 4),
         1024: Tile(8, 2),
         2048: Tile(8, 1),
     },
     (90, 2): {
         256: Tile(8, 8),
-        512: Tile(8, 4),
         1024: Tile(8, 2),
         2048: Tile(8, 1),
     },
@@ -60,6 +58,8 @@ class Launch:
         lanes: Threads side by side in a row of W_dec, LANES.
         tokens: Tokens that a program handles, one after another.
         column_blocks: Blocks of 8 · lanes columns in a row of W_dec.
+        full: Whether the ranks are exactly K and the blocks' columns exactly d_in, so
+            that no access needs a mask, FULL.
         pass_blocks: Column blocks of one pass in the reproducible mode.
     """
 
@@ -68,6 +68,7 @@ class Launch:
     lanes: int
     tokens: int
     column_blocks: int
+    full: bool
     pass_blocks: int
 
     @property
@@ -113,6 +114,7 @@ def plan_launch(
         lanes=lanes,
         tokens=min(_TOKENS, max(1, batch * column_blocks // _PROGRAMS)),
         column_blocks=column_blocks,
+        full=ranks * groups == k and d_in % (8 * lanes) == 0,
         pass_blocks=min(column_blocks, max(1, _SUFFIX_BYTES // suffix_bytes)),
     )
 

@@ -150,6 +150,7 @@ def _forward(
                 GROUPS=launch.groups,
                 RANKS=launch.ranks,
                 LANES=launch.lanes,
+                FULL=launch.full,
                 WIDE=W_dec.element_size() == 2,
                 SLOTS=budget_slots(budgets, launch.ranks),
                 ONE_BUDGET=budgets == (k,),

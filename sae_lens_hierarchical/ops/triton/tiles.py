@@ -30,28 +30,33 @@ def first_columns(column_block, lane, LANES: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def load(row_ptr, active, low, high, width, WIDE: tl.constexpr):
-    """Load a [threads, 8] tile, eight columns a thread from its row_ptr."""
+def load(row_ptr, active, low, high, width, FULL: tl.constexpr, WIDE: tl.constexpr):
+    """Load a [threads, 8] tile, eight columns a thread from its row_ptr.
+
+    Columns from ``width`` on are 0; FULL says that there are none.
+    """
     row_ptr, active = row_ptr[:, None], active[:, None]
     if WIDE:
         column = low[:, None] + tl.arange(0, 8)[None, :]
-        return tl.load(row_ptr + column, mask=active & (column < width), other=0)
+        return tl.load(
+            row_ptr + column, mask=active & (FULL | (column < width)), other=0
+        )
     low = low[:, None] + tl.arange(0, 4)[None, :]
     high = high[:, None] + tl.arange(0, 4)[None, :]
-    low = tl.load(row_ptr + low, mask=active & (low < width), other=0)
-    high = tl.load(row_ptr + high, mask=active & (high < width), other=0)
+    low = tl.load(row_ptr + low, mask=active & (FULL | (low < width)), other=0)
+    high = tl.load(row_ptr + high, mask=active & (FULL | (high < width)), other=0)
     halves = tl.permute(tl.join(low, high), (0, 2, 1))
     return tl.reshape(halves, (low.shape[0], 8))
 
 
 @triton.jit
-def put(row_ptr, tile, active, low, high, width, ADD: tl.constexpr):
+def put(row_ptr, tile, active, low, high, width, FULL: tl.constexpr, ADD: tl.constexpr):
     """Store a [threads, 8] tile, or add it atomically: the reverse of load."""
     halves = tl.reshape(tile, (tile.shape[0], 2, 4))
     left, right = tl.split(tl.permute(halves, (0, 2, 1)))
     for half in tl.static_range(2):
         column = (high if half else low)[:, None] + tl.arange(0, 4)[None, :]
-        mask = active[:, None] & (column < width)
+        mask = active[:, None] & (FULL | (column < width))
         if ADD:
             tl.atomic_add(
                 row_ptr[:, None] + column,
