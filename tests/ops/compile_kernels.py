@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import ops_only  # noqa: F401
+import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 from sae_lens_hierarchical.ops import loss_budgets
 from sae_lens_hierarchical.ops.triton import by_feature, kernels
@@ -128,7 +128,7 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
             f"sm_{arch} scale",
             compile_kernel(kernels.scale, {"count": "i64"}, {"BLOCK": 4096}, 4, arch),
         )
-        integers = dict.fromkeys(
+        integers: dict[str, str] = dict.fromkeys(
             ("sources_ptr", "bounds_ptr", "chunk_ends_ptr", "owners_ptr"), "*i32"
         )
         for kernel in (kernels.sum_chunks, kernels.merge_chunks):
