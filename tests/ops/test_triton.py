@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -119,7 +120,7 @@ def reproducible(enabled: bool = True) -> Iterator[None]:
 
 
 @given(
-    batch=st.integers(1, 9),
+    batch=st.integers(1, 6),
     k=st.integers(1, 40),
     d_in=st.integers(1, 70),
     d_sae=st.integers(1, 40),
@@ -129,7 +130,7 @@ def reproducible(enabled: bool = True) -> Iterator[None]:
     deterministic=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_any_shape_dtype_budgets_and_weights(
     batch: int,
     k: int,
@@ -388,6 +389,20 @@ def test_auto_takes_sequential_and_logs_it_once_without_triton(
     assert caplog.messages == [f"{problem}; taking 'sequential'"]
     with pytest.raises(ValueError, match=problem):
         hierarchical_loss(**vars(make_case()), backend="triton")
+
+
+@pytest.mark.parametrize(("version", "usable"), [("3.3.1", False), ("3.10.0", True)])
+def test_an_old_triton_is_refused(
+    version: str, usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = importlib.import_module("sae_lens_hierarchical.ops.triton")
+    monkeypatch.setattr("triton.__version__", version)
+
+    if usable:
+        importlib.reload(package)
+    else:
+        with pytest.raises(ImportError, match=r"triton 3\.3\.1 is older than 3\.4"):
+            importlib.reload(package)
 
 
 @pytest.mark.parametrize(

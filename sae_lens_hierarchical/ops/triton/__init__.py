@@ -7,7 +7,7 @@ import triton
 __all__: list[str] = []
 
 # The oldest version whose compiler takes the kernels.
-_OLDEST = (3, 3)
+_OLDEST = (3, 4)
 
 if tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) < _OLDEST:
     raise ImportError(

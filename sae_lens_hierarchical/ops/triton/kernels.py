@@ -80,11 +80,8 @@ def fused_loss(
     group, lane = thread // LANES, thread % LANES
     low, high = first_columns(column_block, lane, LANES, WIDE)
     every = FULL | (thread >= 0)
-    bias = load(b_dec_ptr + thread * 0, every, low, high, d_in, FULL, WIDE)
-    weights = ()
     squares = ()
-    for r in tl.static_range(RANKS):
-        weights = weights + (tl.load(weights_ptr + group * RANKS + r),)
+    for _ in tl.static_range(RANKS):
         squares = squares + (tl.zeros([GROUPS * LANES], tl.float32),)
     bias_gradient = tl.zeros([GROUPS * LANES, 8], tl.float32)
 
@@ -92,9 +89,6 @@ def fused_loss(
     for step in range(tl.minimum(tokens, B - first)):
         token = (first + step).to(tl.int64)
         position = token * d_in + thread * 0
-        target = load(target_ptr + position, every, low, high, d_in, FULL, WIDE)
-        start = bias.to(tl.float32) - target.to(tl.float32)
-
         prefix = tl.zeros([GROUPS * LANES, 8], tl.float32)
         pull = tl.zeros([GROUPS * LANES, 8], tl.float32)
         weight_sum = tl.zeros([GROUPS * LANES], tl.float32)
@@ -109,19 +103,26 @@ def fused_loss(
             row = load(row_ptr, active, low, high, d_in, FULL, WIDE)
             prefix += value[:, None] * row.to(tl.float32)
             if GRADIENTS and not ONE_BUDGET and (SLOTS >> r) & 1:
-                pull += weights[r][:, None] * prefix
-                weight_sum += weights[r]
+                weight = tl.load(weights_ptr + rank)
+                pull += weight[:, None] * prefix
+                weight_sum += weight
             features = features + (feature,)
             values = values + (value,)
             rows = rows + (row,)
+
+        # Read again for each token, like the weights: registers are scarce.
+        bias = load(b_dec_ptr + thread * 0, every, low, high, d_in, FULL, WIDE)
+        target = load(target_ptr + position, every, low, high, d_in, FULL, WIDE)
+        start = bias.to(tl.float32) - target.to(tl.float32)
 
         # d at the end of each group, and s beyond it.
         if ONE_BUDGET:
             error = start + sum_groups(prefix, GROUPS)
             suffix = error * tl.load(weights_ptr + K - 1)
         else:
-            error = start + scan_groups(prefix, GROUPS, False)
-            pull += weight_sum[:, None] * (error - prefix)
+            error = scan_groups(prefix, GROUPS, False)
+            pull += weight_sum[:, None] * (start + (error - prefix))
+            error += start
             suffix = scan_groups(pull, GROUPS, True) - pull
         is_last = group == GROUPS - 1
         put(residual_ptr + position, error, is_last, low, high, d_in, FULL, False)
@@ -134,7 +135,7 @@ def fused_loss(
                 walked = (squares[r] + tl.sum(error * error, axis=1),) + walked
                 if GRADIENTS:
                     if not ONE_BUDGET:
-                        suffix += weights[r][:, None] * error
+                        suffix += tl.load(weights_ptr + rank)[:, None] * error
                     if not ADD_W_DEC:
                         budget = tl.load(positions_ptr + rank)
                         place = (token * budgets + budget) * suffix_columns
