@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this when
+# it is imported, which SAELens's imports do.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from datasets import Dataset
 from sae_lens import HookedSAETransformer, LoggingConfig
 

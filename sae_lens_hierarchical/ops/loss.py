@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -19,13 +21,17 @@ __all__ = [
     "hierarchical_loss_with_residual",
 ]
 
-Backend = Literal["auto", "reference", "sequential"]
+try:
+    from sae_lens_hierarchical.ops.triton import op as triton_op
+except ImportError as error:
+    triton_op, _no_triton = None, str(error)
+else:
+    _no_triton = ""
+
+Backend = Literal["auto", "reference", "sequential", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-_IMPLEMENTATIONS = {
-    "reference": reference.hierarchical_loss,
-    "sequential": sequential.hierarchical_loss,
-}
+_logger = logging.getLogger(__name__)
 
 
 def hierarchical_loss(
@@ -59,8 +65,9 @@ def hierarchical_loss(
         budgets: J, strictly increasing integers from 1 to K; default all of them.
         budget_weights: w, one weight a budget; default 1/|J|.
         backend: ``"reference"`` is Listing 1 and keeps [B, K, d_in] tensors;
-            ``"sequential"`` needs O(B·d_in) extra memory; ``"auto"`` picks the fastest
-            one for the device.
+            ``"sequential"`` needs O(B·d_in) extra memory; ``"triton"`` makes one fused
+            pass, on CUDA devices, without float64; ``"auto"`` picks the fastest one
+            for the arguments.
 
     Returns:
         The loss, a scalar, and ``per_budget``, [|J|]: each budget's mean squared
@@ -100,7 +107,7 @@ def hierarchical_loss_with_residual(
     _check_tensors(target, indices, values, W_dec, b_dec)
     check_backend(backend)
     budgets, weights = resolve_budgets(indices.shape[1], budgets, budget_weights)
-    compute = _IMPLEMENTATIONS["sequential" if backend == "auto" else backend]
+    compute = _implementation(target, values, W_dec, b_dec, backend)
     loss, per_budget, residual = compute(
         target, indices, values, W_dec, b_dec, budgets, weights
     )
@@ -111,6 +118,30 @@ def check_backend(backend: str) -> None:
     """Raise a ValueError unless ``backend`` is one of ``BACKENDS``."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+
+
+def _implementation(
+    target: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor, backend: Backend
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    if backend == "reference":
+        return reference.hierarchical_loss
+    if backend == "triton" or (backend == "auto" and target.is_cuda):
+        if triton_op is None:
+            problem = f"cannot be used here: {_no_triton}"
+        else:
+            problem = triton_op.unsupported(target, values, W_dec, b_dec)
+            if problem is None:
+                return triton_op.hierarchical_loss
+        if backend == "triton":
+            raise ValueError(f"backend 'triton' {problem}")
+        if not torch.compiler.is_compiling():
+            _log_fallback(problem)
+    return sequential.hierarchical_loss
+
+
+@functools.cache
+def _log_fallback(problem: str) -> None:
+    _logger.warning("backend 'triton' %s; taking 'sequential'", problem)
 
 
 def _check_tensors(

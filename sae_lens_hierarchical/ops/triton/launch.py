@@ -1,0 +1,131 @@
+"""How the kernels are launched: pure functions and the table they read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+__all__ = ["MAX_K", "TABLE", "Launch", "Tile", "budget_slots", "plan_launch"]
+
+MAX_K = 2048
+
+# The columns a pass of the reproducible mode covers are as many as keep its suffix sums
+# within this many bytes: in the L2 cache, beside a slice of W_dec.
+_SUFFIX_BYTES = 2**25
+# A program handles up to this many tokens, while there are programs enough.
+_TOKENS = 16
+_PROGRAMS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A row of the table.
+
+    Attributes:
+        ranks: Ranks of a token that one thread holds.
+        lanes: Threads side by side in a row of W_dec, eight columns each.
+    """
+
+    ranks: int
+    lanes: int
+
+
+# (compute capability, bytes of a weight, largest K) -> tile, in ascending order of K.
+# 64 columns of a 65,536-row W_dec and of its float32 gradient fit an H100's L2 cache;
+# a large K takes fewer, so that its rows fit the registers of 256 threads.
+# `python benchmarks/loss_kernels.py --tune` prints the rows for another GPU.
+TABLE: dict[tuple[int, int], dict[int, Tile]] = {
+    (90, 4): {
+        256: Tile(8, 8),
+        1024: Tile(8, 2),
+        2048: Tile(8, 1),
+    },
+    (90, 2): {
+        256: Tile(8, 8),
+        1024: Tile(8, 2),
+        2048: Tile(8, 1),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """The sizes of a launch.
+
+    Attributes:
+        ranks: Ranks of a token that one thread holds, RANKS.
+        groups: Threads that a token's ranks are spread over, GROUPS.
+        lanes: Threads side by side in a row of W_dec, LANES.
+        tokens: Tokens that a program handles, one after another.
+        column_blocks: Blocks of 8 · lanes columns in a row of W_dec.
+        full: Whether the ranks are exactly K and the blocks' columns exactly d_in, so
+            that no access needs a mask, FULL.
+        pass_blocks: Column blocks of one pass in the reproducible mode.
+    """
+
+    ranks: int
+    groups: int
+    lanes: int
+    tokens: int
+    column_blocks: int
+    full: bool
+    pass_blocks: int
+
+    @property
+    def warps(self) -> int:
+        """Warps of a program."""
+        return max(1, self.groups * self.lanes // 32)
+
+
+def plan_launch(
+    batch: int,
+    k: int,
+    d_in: int,
+    budgets: int,
+    itemsize: int,
+    capability: int,
+    tile: Tile | None = None,
+) -> Launch:
+    """Choose a launch's sizes.
+
+    Args:
+        batch: B, the tokens.
+        k: K, at most ``MAX_K``.
+        d_in: The columns of W_dec.
+        budgets: |J|.
+        itemsize: Bytes of one weight of W_dec, 2 or 4.
+        capability: The GPU's compute capability, as in 90; one that the table lacks
+            takes the rows of the nearest lower one, or else of the lowest.
+        tile: In place of the table's row.
+    """
+    if tile is None:
+        known = sorted(cc for cc, size in TABLE if size == itemsize)
+        nearest = max((cc for cc in known if cc <= capability), default=known[0])
+        rows = TABLE[nearest, itemsize]
+        tile = next(tile for largest, tile in rows.items() if k <= largest)
+    ranks = min(tile.ranks, _power_of_two(k))
+    groups = _power_of_two(-(-k // ranks))
+    lanes = max(tile.lanes, 32 // groups)
+    column_blocks = -(-d_in // (8 * lanes))
+    suffix_bytes = batch * budgets * 8 * lanes * 4
+    return Launch(
+        ranks=ranks,
+        groups=groups,
+        lanes=lanes,
+        tokens=min(_TOKENS, max(1, batch * column_blocks // _PROGRAMS)),
+        column_blocks=column_blocks,
+        full=ranks * groups == k and d_in % (8 * lanes) == 0,
+        pass_blocks=min(column_blocks, max(1, _SUFFIX_BYTES // suffix_bytes)),
+    )
+
+
+def budget_slots(budgets: Sequence[int], ranks: int) -> int:
+    """Return the bits r at which any group of ``ranks`` ranks has a budget."""
+    slots = 0
+    for budget in budgets:
+        slots |= 1 << (budget - 1) % ranks
+    return slots
+
+
+def _power_of_two(at_least: int) -> int:
+    return 1 << (at_least - 1).bit_length()

@@ -1,0 +1,161 @@
+"""Compile the kernels ahead of time and print what the machine code holds, as JSON.
+
+A program of its own, run by ``test_triton_compiled``: the tests' process interprets the
+kernels, and one that interprets cannot compile. It needs no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+from sae_lens_hierarchical.ops import loss_budgets
+from sae_lens_hierarchical.ops.triton import by_feature, kernels
+from sae_lens_hierarchical.ops.triton.launch import TABLE, budget_slots, plan_launch
+
+ARCHITECTURES = (80, 90, 100)
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+BATCH, D_IN = 8192, 2304
+TYPES = {4: "*fp32", 2: "*bf16"}
+# These stand for numbers that a real launch finds to be multiples of 16.
+ALIGNED = ("d_in", "suffix_columns", "columns", "first_column", "count")
+
+
+def fused(
+    itemsize: int,
+    k: int,
+    budgets: list[int],
+    architecture: int,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Compile ``fused_loss`` as ``op`` would launch it on this architecture."""
+    launch = plan_launch(BATCH, k, D_IN, len(budgets), itemsize, architecture)
+    constants = {
+        "GROUPS": launch.groups,
+        "RANKS": launch.ranks,
+        "LANES": launch.lanes,
+        "WIDE": itemsize == 2,
+        "FULL": launch.full,
+        "SLOTS": budget_slots(budgets, launch.ranks),
+        "ONE_BUDGET": budgets == [k],
+        "GRADIENTS": True,
+        "TARGET_GRADIENT": False,
+        "ADD_W_DEC": True,
+    } | changes
+    weights = dict.fromkeys(
+        ("target_ptr", "values_ptr", "W_dec_ptr", "b_dec_ptr"), TYPES[itemsize]
+    )
+    integers = {"indices_ptr": "*i64", "positions_ptr": "*i32"}
+    result = compile_kernel(
+        kernels.fused_loss, weights | integers, constants, launch.warps, architecture
+    )
+    # Each rank's row, and target's and b_dec's, in loads of 16 bytes.
+    row_loads = (launch.ranks + 2) * 8 * itemsize // 16
+    adds = 2 * launch.ranks if constants["ADD_W_DEC"] and constants["GRADIENTS"] else 0
+    return result | {"wide_loads_expected": row_loads, "vector_adds_expected": adds}
+
+
+def compile_kernel(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, arch: int
+) -> dict[str, Any]:
+    signature, attributes = {}, {}
+    for position, name in enumerate(kernel.arg_names):
+        pointer = "*fp32" if name.endswith("_ptr") else "i32"
+        signature[name] = "constexpr" if name in constants else types.get(name, pointer)
+        if name.endswith("_ptr") or name in ALIGNED:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": warps},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        usage = dump("--dump-resource-usage", file.name)
+        code = dump("--dump-sass", file.name)
+    registers, stack, shared, local = map(
+        int,
+        re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)[-1],
+    )
+    operations = re.findall(
+        r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code
+    )
+    return {
+        "registers": registers,
+        "stack": stack,
+        "local": local,
+        "shared": shared,
+        "threads": 32 * warps,
+        "instructions": len(operations),
+        "spills": [o for o in operations if o.startswith(("LDL", "STL"))],
+        "loads": [o for o in operations if o.startswith("LDG")],
+        "stores": [o for o in operations if o.startswith("STG")],
+        "atomics": [o for o in operations if o.startswith(("RED", "ATOM"))],
+    }
+
+
+def dump(option: str, file: str) -> str:
+    return subprocess.run(
+        [TOOLS / "cuobjdump", option, file],
+        env=os.environ | {"PATH": f"{TOOLS}:{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def variants() -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = sorted({(size, k) for (_, size), rows in TABLE.items() for k in rows})
+    for arch in ARCHITECTURES:
+        for size, k in rows:
+            result = fused(size, k, loss_budgets(k), arch)
+            yield f"sm_{arch} row {8 * size} bit, K {k}, J_1", result
+        yield (
+            f"sm_{arch} scale",
+            compile_kernel(kernels.scale, {"count": "i64"}, {"BLOCK": 4096}, 4, arch),
+        )
+        integers: dict[str, str] = dict.fromkeys(
+            ("sources_ptr", "bounds_ptr", "chunk_ends_ptr", "owners_ptr"), "*i32"
+        )
+        for kernel in (kernels.sum_chunks, kernels.merge_chunks):
+            name = f"sm_{arch} {kernel.fn.__name__}"
+            yield (
+                name,
+                compile_kernel(
+                    kernel, integers, by_feature.TILE, by_feature.WARPS, arch
+                ),
+            )
+    j_1, j_8 = loss_budgets(128), loss_budgets(128, 8)
+    for name, size, k, budgets, options in (
+        ("J_1", 4, 128, j_1, {}),
+        ("J_8", 4, 128, j_8, {}),
+        ("TopK", 4, 128, [128], {}),
+        ("J_1, bfloat16", 2, 128, j_1, {}),
+        ("J_8, bfloat16", 2, 128, j_8, {}),
+        ("TopK, bfloat16", 2, 128, [128], {}),
+        ("K 32", 4, 32, loss_budgets(32), {}),
+        ("reproducible", 4, 128, j_1, {"ADD_W_DEC": False}),
+        ("reproducible, bfloat16", 2, 128, j_1, {"ADD_W_DEC": False}),
+        ("target's gradient", 4, 128, j_1, {"TARGET_GRADIENT": True}),
+        ("forward", 4, 128, j_1, {"GRADIENTS": False}),
+        ("masked", 4, 100, loss_budgets(100), {}),
+    ):
+        yield f"sm_90 {name}", fused(size, k, budgets, 90, **options)
+
+
+if __name__ == "__main__":
+    print(json.dumps(dict(variants())))
