@@ -116,6 +116,38 @@ def test_splices_into_a_hooked_model(model: HookedSAETransformer) -> None:
     torch.testing.assert_close(model(tokens), clean)
 
 
+@pytest.mark.parametrize("k", [2, 8])
+def test_features_are_ablated_and_steered_at_any_k(
+    model: HookedSAETransformer, k: int
+) -> None:
+    sae = make_sae()
+    tokens = model.to_tokens("Some words to run the model on.")
+    _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
+    seen: list[Tensor] = []
+
+    def edit(acts: Tensor, hook: Any) -> Tensor:
+        seen.append(acts)
+        edited = acts * (acts < acts.amax(-1, keepdim=True))  # ablate the largest
+        edited[..., 7] = 3.0  # steer
+        return edited
+
+    with sae.at_k(k), torch.no_grad():
+        logits = model.run_with_hooks_with_saes(
+            tokens,
+            saes=[sae],
+            fwd_hooks=[(f"{BUNDLED_HOOK_NAME}.hook_sae_acts_post", edit)],
+        )
+        acts = sae.encode(cache[BUNDLED_HOOK_NAME])
+        output = sae.decode(edit(acts, None))
+    expected = model.run_with_hooks(
+        tokens, fwd_hooks=[(BUNDLED_HOOK_NAME, lambda *_, **__: output)]
+    )
+
+    assert torch.equal(seen[0], acts)
+    assert (acts != 0).sum(-1).max() == k
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_splices_into_a_transformer_bridge(model: HookedSAETransformer) -> None:
     config = GPT2Config(
         n_layer=2, n_head=2, n_embd=32, vocab_size=model.cfg.d_vocab, n_positions=64
