@@ -12,13 +12,20 @@ import torch
 from datasets import Dataset
 from sae_lens import SAE, HookedSAETransformer
 
-from sae_lens_hierarchical import PRESETS, HierarchicalTopKSAE
+from sae_lens_hierarchical import (
+    PRESETS,
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+)
 from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
 from tests.conftest import MakeConfig
 
 
-@pytest.mark.parametrize("args", [["--help"], ["quickstart", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["quickstart", "--help"], ["export", "--help"]]
+)
 def test_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(args)
@@ -144,3 +151,58 @@ def test_quickstart_writes_what_it_says_and_repeats(
     page = (tmp_path / "a" / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page
+
+
+def save_sae(folder: Path) -> HierarchicalTopKSAE:
+    sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=12, d_sae=40, k_max=8))
+    sae.save_model(folder)
+    return sae
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sae = save_sae(tmp_path / "sae")
+    x = torch.randn(9, 12)
+    command = ["export", str(tmp_path / "sae"), "--output"]
+
+    assert main([*command, str(tmp_path / "one"), "--k", "3"]) == 0
+    assert main([*command, str(tmp_path / "all"), "--k", "2", "--k", "8"]) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    folders = [tmp_path / name for name in ("one", "all/k_2", "all/k_8")]
+    assert printed == [str(folder) for folder in folders]
+    for folder, k in zip(folders, (3, 2, 8), strict=True):
+        with sae.at_k(k):
+            torch.testing.assert_close(SAE.load_from_disk(folder)(x), sae(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"CHECKPOINT": "nowhere"}, "there is no SAE in"),
+        ({"CHECKPOINT": "plain"}, "is a topk SAE, no hierarchical_topk"),
+        ({"--k": "41"}, "k must be an integer from 1 to d_sae=40, got 41"),
+        ({"--architecture": "gated"}, "architecture must be one of"),
+        ({"--output": "sae"}, "--output would overwrite the checkpoint"),
+    ],
+)
+def test_bad_exports_are_one_clear_line(
+    changes: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(save_sae(tmp_path / "sae"), "plain", 4)
+    options = {
+        "CHECKPOINT": "sae",
+        "--k": "3",
+        "--architecture": "topk",
+        "--output": "new",
+    } | changes
+    args = [part for pair in options.items() for part in pair if part != "CHECKPOINT"]
+
+    assert main(["export", *args]) == 2
+
+    assert message in capsys.readouterr().err
+    assert {folder.name for folder in tmp_path.iterdir()} == {"sae", "plain"}
