@@ -1,4 +1,4 @@
-"""The command line: ``sae-lens-hierarchical quickstart | train | export``."""
+"""The command line: ``sae-lens-hierarchical quickstart | train | export | push``."""
 
 from __future__ import annotations
 
@@ -69,6 +69,18 @@ def main(args: Sequence[str] | None = None) -> int:
     export.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     export.set_defaults(run=_export)
 
+    push = commands.add_parser(
+        "push", help="upload a SAE, or a folder of exported ones, to the Hub"
+    )
+    push.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    push.add_argument("repo_id", metavar="REPO_ID", help="user/name")
+    push.add_argument(
+        "--sae-id", metavar="ID", help="its folder there; default: its hook's name"
+    )
+    push.add_argument("--licence", metavar="NAME", help="for the card, such as mit")
+    push.add_argument("--private", action="store_true", help="if it is a new one")
+    push.set_defaults(run=_push)
+
     options, rest = parser.parse_known_args(args)
     if rest and options.run is not _train:
         parser.error(f"unknown arguments: {' '.join(rest)}")
@@ -126,6 +138,23 @@ def _export(options: argparse.Namespace, _rest: list[str]) -> int:
         folders = export_all(sae, options.output, options.k, options.architecture)
     for folder in folders:
         print(folder)
+    return 0
+
+
+def _push(options: argparse.Namespace, _rest: list[str]) -> int:
+    from sae_lens_hierarchical.hub import push_to_hub
+
+    try:
+        address = push_to_hub(
+            options.checkpoint,
+            options.repo_id,
+            options.sae_id,
+            licence=options.licence,
+            private=options.private,
+        )
+    except OSError as error:  # what the Hub answered, or a file that is missing
+        raise ValueError(str(error)) from error
+    print(address)
     return 0
 
 

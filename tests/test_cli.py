@@ -21,14 +21,13 @@ from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
 from tests.conftest import MakeConfig
+from tests.hub_server import HubServer
 
 
-@pytest.mark.parametrize(
-    "args", [["--help"], ["quickstart", "--help"], ["export", "--help"]]
-)
-def test_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [[], ["quickstart"], ["export"], ["push"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(args)
+        main([*command, "--help"])
 
     assert stop.value.code == 0
     assert "sae-lens-hierarchical" in capsys.readouterr().out
@@ -206,3 +205,56 @@ def test_bad_exports_are_one_clear_line(
 
     assert message in capsys.readouterr().err
     assert {folder.name for folder in tmp_path.iterdir()} == {"sae", "plain"}
+
+
+def test_push(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sae = save_sae(tmp_path / "sae")
+    options = ["--sae-id", "layer_2", "--licence", "mit", "--private"]
+
+    assert main(["push", str(tmp_path / "sae"), "user/repo", *options]) == 0
+
+    assert f"{hub.endpoint}/user/repo/commit/" in capsys.readouterr().out
+    assert b"license: mit" in hub.files("user/repo")["README.md"]
+    x = torch.randn(9, 12)
+    assert torch.equal(SAE.from_pretrained("user/repo", "layer_2")(x), sae(x))
+
+
+@pytest.mark.parametrize(
+    ("folder", "repo_id", "message"),
+    [
+        ("nowhere", "user/repo", "there is no SAE in"),
+        ("half", "user/repo", "No such file"),
+        ("sae", "user/repo", "sae_id must be a relative path of plain names"),
+        ("sae", "a/b/c", "Repo id must be"),
+    ],
+)
+def test_bad_pushes_are_one_clear_line(
+    folder: str,
+    repo_id: str,
+    message: str,
+    hub: HubServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_sae(tmp_path / "sae")
+    save_sae(tmp_path / "half")
+    (tmp_path / "half" / "sae_weights.safetensors").unlink()
+    sae_id = "layer" if repo_id == "a/b/c" else "../layer"
+
+    assert main(["push", str(tmp_path / folder), repo_id, "--sae-id", sae_id]) == 2
+
+    assert message in capsys.readouterr().err
+    assert hub.requests == []
+
+
+def test_what_the_hub_refuses_is_one_clear_line(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_sae(tmp_path / "sae")
+    hub.refuses = True
+
+    assert main(["push", str(tmp_path / "sae"), "user/repo", "--sae-id", "a"]) == 2
+
+    assert "403 Forbidden" in capsys.readouterr().err
