@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # The commands import SAELens, which takes seconds: --help need not wait for it.
     try:
         return options.run(options, rest)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:  # OSError: the Hub's refusals too
         print(f"sae-lens-hierarchical: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -144,16 +144,13 @@ def _export(options: argparse.Namespace, _rest: list[str]) -> int:
 def _push(options: argparse.Namespace, _rest: list[str]) -> int:
     from sae_lens_hierarchical.hub import push_to_hub
 
-    try:
-        address = push_to_hub(
-            options.checkpoint,
-            options.repo_id,
-            options.sae_id,
-            licence=options.licence,
-            private=options.private,
-        )
-    except OSError as error:  # what the Hub answered, or a file that is missing
-        raise ValueError(str(error)) from error
+    address = push_to_hub(
+        options.checkpoint,
+        options.repo_id,
+        options.sae_id,
+        licence=options.licence,
+        private=options.private,
+    )
     print(address)
     return 0
 
@@ -163,10 +160,7 @@ def _load(checkpoint: Path) -> HierarchicalTopKSAE:
 
     from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
-    try:
-        sae = SAE.load_from_disk(checkpoint)
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no SAE in {checkpoint}: {error}") from error
+    sae = SAE.load_from_disk(checkpoint)
     if not isinstance(sae, HierarchicalTopKSAE):
         architecture = sae.cfg.architecture()
         raise ValueError(f"{checkpoint} is a {architecture} SAE, no hierarchical_topk")

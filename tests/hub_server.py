@@ -20,6 +20,8 @@ class HubServer(ThreadingHTTPServer):
 
     Attributes:
         requests: The request lines so far, without the protocol.
+        created: What was asked of each repository that was created.
+        tokens: The tokens that came with requests to the API.
         commits: How many commits there were.
         cut_off: Requests with this in their line lose their connection half-way.
         cuts: How many more requests are cut off.
@@ -33,6 +35,8 @@ class HubServer(ThreadingHTTPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
         self.uploads: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.created: list[dict[str, Any]] = []
+        self.tokens: set[str | None] = set()
         self.commits = 0
         self.cut_off = "nothing"
         self.cuts = 1000
@@ -81,6 +85,7 @@ class HubHandler(SimpleHTTPRequestHandler):
         body = self._body()
         if body is None:
             return
+        self.server.tokens.add(self.headers["Authorization"])
         if self.path == "/api/repos/create":
             self._create(json.loads(body))
         elif self.path == "/api/validate-yaml":
@@ -106,6 +111,7 @@ class HubHandler(SimpleHTTPRequestHandler):
             return
         existed = (self.server.root / repo_id).exists()
         self.server.repo(repo_id)
+        self.server.created.append(asked)
         url = f"{self.server.endpoint}/{repo_id}"
         self._json({"url": url}, status=409 if existed else 200)
 

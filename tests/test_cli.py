@@ -177,11 +177,12 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"CHECKPOINT": "nowhere"}, "there is no SAE in"),
+        ({"CHECKPOINT": "nowhere"}, "No such file or directory: 'nowhere/cfg.json'"),
         ({"CHECKPOINT": "plain"}, "is a topk SAE, no hierarchical_topk"),
         ({"--k": "41"}, "k must be an integer from 1 to d_sae=40, got 41"),
         ({"--architecture": "gated"}, "architecture must be one of"),
         ({"--output": "sae"}, "--output would overwrite the checkpoint"),
+        ({"--output": "plain/cfg.json"}, "Not a directory"),
     ],
 )
 def test_bad_exports_are_one_clear_line(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import RevisionNotFoundError
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from safetensors.torch import save_file
 from torch import Tensor
@@ -90,13 +91,30 @@ def test_hook_name_is_the_default_id(hub: HubServer, tmp_path: Path) -> None:
     assert SAE.from_pretrained(REPO, "blocks.2.hook_resid_post").cfg.d_sae == D_SAE
 
 
+def test_private_with_a_token(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "layer", private=True, token="hf_mine")
+
+    assert [asked["visibility"] for asked in hub.created] == ["private"]
+    assert hub.tokens == {"Bearer hf_mine"}
+
+
+def test_unknown_branch_is_an_error(hub: HubServer) -> None:
+    with pytest.raises(RevisionNotFoundError):
+        push_to_hub(make_sae(), REPO, "layer", revision="nowhere")
+
+    assert hub.files(REPO) == {}
+
+
 def test_exported_folder_is_pushed_as_one(hub: HubServer, tmp_path: Path) -> None:
     sae = make_sae()
     export_all(sae, tmp_path / "plain", [2, 4])
+    make_sae(seed=1).save_model(tmp_path / "plain" / ".k_8.partial")  # of a killed run
 
     push_to_hub(tmp_path / "plain", REPO, "topk")
 
     assert hub.commits == 1
+    folders = {"", "topk", "topk/k_2", "topk/k_4"}
+    assert {name.rpartition("/")[0] for name in hub.files(REPO)} == folders
     for k in (2, 4):
         loaded = SAE.from_pretrained(REPO, f"topk/k_{k}")
         assert isinstance(loaded, TopKSAE)
