@@ -1,4 +1,4 @@
-"""The command line: ``sae-lens-hierarchical quickstart | train``."""
+"""The command line: ``sae-lens-hierarchical quickstart | train | export | push``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
 __all__ = ["main"]
 
@@ -45,13 +49,45 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     train.set_defaults(run=_train, print_usage=train.print_help)
 
+    export = commands.add_parser(
+        "export", help="write plain SAELens checkpoints, which need no plugin"
+    )
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    export.add_argument(
+        "--k",
+        type=int,
+        action="append",
+        required=True,
+        help="active features; given more than once, FOLDER gets one sub-folder a k",
+    )
+    export.add_argument(
+        "--architecture",
+        default="topk",
+        metavar="NAME",
+        help="topk (default), or jumprelu: a threshold, with k active on average",
+    )
+    export.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    export.set_defaults(run=_export)
+
+    push = commands.add_parser(
+        "push", help="upload a SAE, or a folder of exported ones, to the Hub"
+    )
+    push.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    push.add_argument("repo_id", metavar="REPO_ID", help="user/name")
+    push.add_argument(
+        "--sae-id", metavar="ID", help="its folder there; default: its hook's name"
+    )
+    push.add_argument("--licence", metavar="NAME", help="for the card, such as mit")
+    push.add_argument("--private", action="store_true", help="if it is a new one")
+    push.set_defaults(run=_push)
+
     options, rest = parser.parse_known_args(args)
     if rest and options.run is not _train:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     # The commands import SAELens, which takes seconds: --help need not wait for it.
     try:
         return options.run(options, rest)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:  # OSError: the Hub's refusals too
         print(f"sae-lens-hierarchical: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -88,3 +124,44 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     defaults = [part for n, v in fields.items() for part in (f"--{n}", str(v))]
     LanguageModelSAETrainingRunner(_parse_cfg_args([*defaults, *rest])).run()
     return 0
+
+
+def _export(options: argparse.Namespace, _rest: list[str]) -> int:
+    from sae_lens_hierarchical.export import export, export_all
+
+    sae = _load(options.checkpoint)
+    if options.output.resolve() == options.checkpoint.resolve():
+        raise ValueError("--output would overwrite the checkpoint")
+    if len(options.k) == 1:
+        folders = [export(sae, options.output, options.k[0], options.architecture)]
+    else:
+        folders = export_all(sae, options.output, options.k, options.architecture)
+    for folder in folders:
+        print(folder)
+    return 0
+
+
+def _push(options: argparse.Namespace, _rest: list[str]) -> int:
+    from sae_lens_hierarchical.hub import push_to_hub
+
+    address = push_to_hub(
+        options.checkpoint,
+        options.repo_id,
+        options.sae_id,
+        licence=options.licence,
+        private=options.private,
+    )
+    print(address)
+    return 0
+
+
+def _load(checkpoint: Path) -> HierarchicalTopKSAE:
+    from sae_lens import SAE
+
+    from sae_lens_hierarchical.saes import HierarchicalTopKSAE
+
+    sae = SAE.load_from_disk(checkpoint)
+    if not isinstance(sae, HierarchicalTopKSAE):
+        architecture = sae.cfg.architecture()
+        raise ValueError(f"{checkpoint} is a {architecture} SAE, no hierarchical_topk")
+    return sae

@@ -1,12 +1,14 @@
-"""The bundled model and text, and a small run on them."""
+"""The bundled model and text, a small run on them, and a Hub stand-in."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 
@@ -25,6 +27,7 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
+from tests.hub_server import HubServer
 
 # The tests' tensors are small: threads would mostly wait for each other.
 torch.set_num_threads(1)
@@ -83,3 +86,21 @@ def make_config(tmp_path: Path) -> MakeConfig:
         return LanguageModelSAERunnerConfig(**settings)
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub stand-in on loopback, which huggingface_hub takes for the Hub."""
+    server = HubServer(tmp_path / "hub")
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    # The stand-in has the Hub's older protocol for large files alone.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -12,16 +12,22 @@ import torch
 from datasets import Dataset
 from sae_lens import SAE, HookedSAETransformer
 
-from sae_lens_hierarchical import PRESETS, HierarchicalTopKSAE
+from sae_lens_hierarchical import (
+    PRESETS,
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+)
 from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
 from tests.conftest import MakeConfig
+from tests.hub_server import HubServer
 
 
-@pytest.mark.parametrize("args", [["--help"], ["quickstart", "--help"]])
-def test_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [[], ["quickstart"], ["export"], ["push"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(args)
+        main([*command, "--help"])
 
     assert stop.value.code == 0
     assert "sae-lens-hierarchical" in capsys.readouterr().out
@@ -144,3 +150,112 @@ def test_quickstart_writes_what_it_says_and_repeats(
     page = (tmp_path / "a" / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page
+
+
+def save_sae(folder: Path) -> HierarchicalTopKSAE:
+    sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=12, d_sae=40, k_max=8))
+    sae.save_model(folder)
+    return sae
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sae = save_sae(tmp_path / "sae")
+    x = torch.randn(9, 12)
+    command = ["export", str(tmp_path / "sae"), "--output"]
+
+    assert main([*command, str(tmp_path / "one"), "--k", "3"]) == 0
+    assert main([*command, str(tmp_path / "all"), "--k", "2", "--k", "8"]) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    folders = [tmp_path / name for name in ("one", "all/k_2", "all/k_8")]
+    assert printed == [str(folder) for folder in folders]
+    for folder, k in zip(folders, (3, 2, 8), strict=True):
+        with sae.at_k(k):
+            torch.testing.assert_close(SAE.load_from_disk(folder)(x), sae(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"CHECKPOINT": "nowhere"}, "No such file or directory: 'nowhere/cfg.json'"),
+        ({"CHECKPOINT": "plain"}, "is a topk SAE, no hierarchical_topk"),
+        ({"--k": "41"}, "k must be an integer from 1 to d_sae=40, got 41"),
+        ({"--architecture": "gated"}, "architecture must be one of"),
+        ({"--output": "sae"}, "--output would overwrite the checkpoint"),
+        ({"--output": "plain/cfg.json"}, "Not a directory"),
+    ],
+)
+def test_bad_exports_are_one_clear_line(
+    changes: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(save_sae(tmp_path / "sae"), "plain", 4)
+    options = {
+        "CHECKPOINT": "sae",
+        "--k": "3",
+        "--architecture": "topk",
+        "--output": "new",
+    } | changes
+    args = [part for pair in options.items() for part in pair if part != "CHECKPOINT"]
+
+    assert main(["export", *args]) == 2
+
+    assert message in capsys.readouterr().err
+    assert {folder.name for folder in tmp_path.iterdir()} == {"sae", "plain"}
+
+
+def test_push(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sae = save_sae(tmp_path / "sae")
+    options = ["--sae-id", "layer_2", "--licence", "mit", "--private"]
+
+    assert main(["push", str(tmp_path / "sae"), "user/repo", *options]) == 0
+
+    assert f"{hub.endpoint}/user/repo/commit/" in capsys.readouterr().out
+    assert b"license: mit" in hub.files("user/repo")["README.md"]
+    x = torch.randn(9, 12)
+    assert torch.equal(SAE.from_pretrained("user/repo", "layer_2")(x), sae(x))
+
+
+@pytest.mark.parametrize(
+    ("folder", "repo_id", "message"),
+    [
+        ("nowhere", "user/repo", "there is no SAE in"),
+        ("half", "user/repo", "No such file"),
+        ("sae", "user/repo", "sae_id must be a relative path of plain names"),
+        ("sae", "a/b/c", "Repo id must be"),
+    ],
+)
+def test_bad_pushes_are_one_clear_line(
+    folder: str,
+    repo_id: str,
+    message: str,
+    hub: HubServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_sae(tmp_path / "sae")
+    save_sae(tmp_path / "half")
+    (tmp_path / "half" / "sae_weights.safetensors").unlink()
+    sae_id = "layer" if repo_id == "a/b/c" else "../layer"
+
+    assert main(["push", str(tmp_path / folder), repo_id, "--sae-id", sae_id]) == 2
+
+    assert message in capsys.readouterr().err
+    assert hub.requests == []
+
+
+def test_what_the_hub_refuses_is_one_clear_line(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_sae(tmp_path / "sae")
+    hub.refuses = True
+
+    assert main(["push", str(tmp_path / "sae"), "user/repo", "--sae-id", "a"]) == 2
+
+    assert "403 Forbidden" in capsys.readouterr().err

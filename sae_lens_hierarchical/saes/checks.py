@@ -9,9 +9,18 @@ from torch import Tensor
 
 from sae_lens_hierarchical.saes.thresholds import unknown_thresholds
 
-__all__ = ["Activation", "check_activation", "check_k", "check_state_dict"]
+__all__ = [
+    "Activation",
+    "check_activation",
+    "check_k",
+    "check_size",
+    "check_state_dict",
+]
 
 Activation = Literal["topk", "jumprelu"]
+
+# Far above any SAE; the bytes of a tensor of two such sizes still fit in 64 bits.
+LARGEST_SIZE = 2**29
 
 
 def check_activation(activation: str) -> None:
@@ -20,6 +29,14 @@ def check_activation(activation: str) -> None:
         raise ValueError(
             f"activation must be one of {get_args(Activation)}, got {activation!r}"
         )
+
+
+def check_size(name: str, size: object) -> None:
+    """Raise a ValueError unless ``size`` is an integer that a tensor could have."""
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise ValueError(f"{name} must be an integer, got {size!r}")
+    if not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"{name} must be from 1 to {LARGEST_SIZE}, got {size}")
 
 
 def check_k(name: str, k: object, d_sae: int) -> None:
@@ -36,10 +53,11 @@ def check_state_dict(sae: SAE[Any], state_dict: dict[str, Tensor]) -> None:
     Raises:
         ValueError: If a tensor that ``sae`` needs is missing or misshapen.
     """
-    thresholds = sae.get_buffer("thresholds")
-    state_dict.setdefault("thresholds", unknown_thresholds(len(thresholds)))
     for name, tensor in sae.state_dict().items():
         expected = list(tensor.shape)
+        if name == "thresholds" and name not in state_dict:
+            # They come last, so the sizes have been checked: they may take memory.
+            state_dict[name] = unknown_thresholds(len(tensor))
         if name not in state_dict:
             raise ValueError(f"the checkpoint has no tensor {name} {expected}")
         if (actual := list(state_dict[name].shape)) != expected:

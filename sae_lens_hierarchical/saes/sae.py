@@ -19,6 +19,7 @@ from sae_lens_hierarchical.saes.checks import (
     Activation,
     check_activation,
     check_k,
+    check_size,
     check_state_dict,
 )
 from sae_lens_hierarchical.saes.normalization import output_map
@@ -61,6 +62,8 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_size("d_in", self.d_in)
+        check_size("d_sae", self.d_sae)
         check_k("k_max", self.k_max, self.d_sae)
         if self.k is None:
             self.k = self.k_max

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 from datasets import Dataset
@@ -28,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME
+from tests.hub_server import HubServer
 
 
 def make_sae(hook_name: str = BUNDLED_HOOK_NAME, d_in: int = 128) -> Any:
@@ -39,53 +33,10 @@ def make_sae(hook_name: str = BUNDLED_HOOK_NAME, d_in: int = 128) -> Any:
     return sae
 
 
-class HubHandler(SimpleHTTPRequestHandler):
-    """Answers as the Hub does for files of a repository, from a folder."""
-
-    def translate_path(self, path: str) -> str:
-        prefix = "/user/repo/resolve/main/"
-        inside = path.removeprefix(prefix) if path.startswith(prefix) else "nowhere"
-        return super().translate_path("/" + inside)
-
-    def end_headers(self) -> None:
-        etag = hashlib.sha1(self.path.encode(), usedforsecurity=False).hexdigest()
-        self.send_header("ETag", f'"{etag}"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        super().end_headers()
-
-    def send_error(self, code: int, *args: Any, **kwargs: Any) -> None:
-        self.send_response(code)
-        self.send_header("X-Error-Code", "EntryNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A Hub stand-in on loopback; yields the folder that it serves as user/repo."""
-    served = tmp_path / "served"
-    served.mkdir()
-    handler = partial(HubHandler, directory=str(served))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield served
-    server.shutdown()
-    server.server_close()
-
-
-def test_loads_from_the_hub(hub: Path) -> None:
+def test_loads_from_the_hub(hub: HubServer) -> None:
     sae = make_sae()
     sae.k = 3
-    sae.save_model(hub / "layer_2")
+    sae.save_model(hub.repo("user/repo") / "layer_2")
 
     loaded = SAE.from_pretrained("user/repo", "layer_2")
 

@@ -1,0 +1,121 @@
+"""Plain SAELens checkpoints out of one SAE, for programs without this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import SAEConfig
+
+from sae_lens_hierarchical.saes import HierarchicalTopKSAE
+from sae_lens_hierarchical.saes.checks import Activation, check_k
+from sae_lens_hierarchical.training.checkpoint import whole_folder
+
+__all__ = ["export", "export_all"]
+
+
+def export(
+    sae: HierarchicalTopKSAE,
+    folder: str | Path,
+    k: int,
+    architecture: Activation = "topk",
+) -> Path:
+    """Write a SAE at one k as a checkpoint of SAELens's own architectures.
+
+    Args:
+        sae: The SAE; it stays as it is.
+        folder: The folder to write: it appears whole or not at all.
+        k: The number of active features, from 1 to ``d_sae``; for ``jumprelu`` to
+            ``k_max``.
+        architecture: ``topk`` gives what ``sae`` gives at k. ``jumprelu`` keeps every
+            feature above ``sae.threshold(k)``, k of them on average.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ValueError: If ``k`` or ``architecture`` is none of these, or if ``jumprelu`` is
+            asked of a SAE without thresholds. Nothing is written then.
+    """
+    folder = Path(folder)
+    _check(sae, k, architecture)
+    plain = _plain(sae, k, architecture)
+    with whole_folder(folder) as staging:
+        plain.save_model(staging)
+    return folder
+
+
+def export_all(
+    sae: HierarchicalTopKSAE,
+    folder: str | Path,
+    ks: Sequence[int],
+    architecture: Activation = "topk",
+) -> list[Path]:
+    """Write a SAE at each k of ``ks``, one sub-folder a k: ``k_8``, ``k_32``, ...
+
+    The folder is laid out as a Hub repository whose SAE ids are the sub-folders' names.
+
+    Returns:
+        The sub-folders.
+
+    Raises:
+        ValueError: As ``export`` does, for any of ``ks``; or if ``ks`` is empty.
+            Nothing is written then.
+    """
+    if not ks:
+        raise ValueError("ks must name at least one k, got none")
+    for k in ks:
+        _check(sae, k, architecture)
+    return [export(sae, Path(folder) / f"k_{k}", k, architecture) for k in ks]
+
+
+def _check(sae: HierarchicalTopKSAE, k: int, architecture: str) -> None:
+    if architecture not in get_args(Activation):
+        raise ValueError(
+            f"architecture must be one of {list(get_args(Activation))}, "
+            f"got {architecture!r}"
+        )
+    check_k("k", k, sae.cfg.d_sae)
+    if architecture == "jumprelu":
+        sae.threshold(k)
+
+
+@torch.no_grad()
+def _plain(
+    sae: HierarchicalTopKSAE, k: int, architecture: Activation
+) -> TopKSAE | JumpReLUSAE:
+    state = sae.state_dict()
+    weights = {name: state[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    rescale = sae.cfg.rescale_acts_by_decoder_norm
+    settings = _settings(sae, k)
+    if architecture == "topk":
+        plain = TopKSAE(
+            TopKSAEConfig(**settings, k=k, rescale_acts_by_decoder_norm=rescale)
+        )
+    else:
+        plain = JumpReLUSAE(JumpReLUSAEConfig(**settings))
+        weights["threshold"] = torch.full_like(weights["b_enc"], sae.threshold(k))
+        if rescale:
+            # JumpReLU SAEs cannot rescale: the decoder's norms go into the encoder.
+            norms = sae.get_W_dec_norm()
+            weights["W_enc"] = weights["W_enc"] * norms
+            weights["b_enc"] = weights["b_enc"] * norms
+            weights["W_dec"] = weights["W_dec"] / norms.unsqueeze(-1)
+    plain.load_state_dict(weights, assign=True)
+    plain.cfg.device = sae.cfg.device
+    return plain
+
+
+def _settings(sae: HierarchicalTopKSAE, k: int) -> dict[str, Any]:
+    """Return the settings that all of SAELens's SAEs have, for the meta device."""
+    origin = {"architecture": sae.cfg.architecture(), "k": k, "k_max": sae.k_max}
+    metadata = deepcopy(sae.cfg.metadata)
+    metadata.exported_from = origin
+    settings = {f.name: getattr(sae.cfg, f.name) for f in fields(SAEConfig)}
+    # On the meta device the new SAE allocates nothing: the weights are put in later.
+    return settings | {"device": "meta", "metadata": metadata}

@@ -1,0 +1,381 @@
+"""Tests of pushing to the Hub and loading back, with the real client of the Hub."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub.errors import RevisionNotFoundError
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_lens_hierarchical import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
+from sae_lens_hierarchical.eval.sweep import BudgetMetrics
+from sae_lens_hierarchical.export import export_all
+from sae_lens_hierarchical.hub import CITATION, model_card, push_to_hub
+from tests.hub_server import HubServer
+
+REPO, D_IN, D_SAE, K_MAX = "user/repo", 12, 40, 8
+METRICS = [
+    BudgetMetrics(
+        k, explained_variance=0.1 * k, fvu=0.2, ce_loss_score=0.3, dead_features=k
+    )
+    for k in (1, 4, 8)
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the Hub's client try again at once."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+
+def make_sae(seed: int = 0, **options: Any) -> HierarchicalTopKSAE:
+    torch.manual_seed(seed)
+    cfg = HierarchicalTopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k_max=K_MAX, **options)
+    sae = HierarchicalTopKSAE(cfg)
+    metadata = sae.cfg.metadata
+    metadata.model_name, metadata.hook_name = "some-model", "blocks.2.hook_resid_post"
+    return sae
+
+
+def activations() -> Tensor:
+    return torch.randn(20, D_IN, generator=torch.Generator().manual_seed(1))
+
+
+def front_matter(card: str) -> Any:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_pushed_sae_loads_back_equal(hub: HubServer) -> None:
+    sae = make_sae(rescale_acts_by_decoder_norm=True)
+    sae.thresholds.copy_(torch.rand(K_MAX))
+
+    address = push_to_hub(sae, REPO, "layer_2/resid", metrics=METRICS, licence="mit")
+
+    assert address.startswith(f"{hub.endpoint}/{REPO}/commit/")
+    assert hub.commits == 1
+    assert set(hub.files(REPO)) == {
+        "README.md",
+        "layer_2/resid/README.md",
+        "layer_2/resid/cfg.json",
+        "layer_2/resid/pareto.png",
+        "layer_2/resid/sae_weights.safetensors",
+    }
+    loaded = SAE.from_pretrained(REPO, "layer_2/resid")
+    assert isinstance(loaded, HierarchicalTopKSAE)
+    assert loaded.cfg.metadata.model_name == "some-model"
+    for k in (1, 3, 8):
+        with loaded.at_k(k), sae.at_k(k):
+            assert torch.equal(loaded(activations()), sae(activations()))
+            assert loaded.threshold(k) == sae.threshold(k)
+
+
+def test_hook_name_is_the_default_id(hub: HubServer, tmp_path: Path) -> None:
+    make_sae().save_model(tmp_path / "sae")
+
+    push_to_hub(tmp_path / "sae", REPO)
+
+    assert SAE.from_pretrained(REPO, "blocks.2.hook_resid_post").cfg.d_sae == D_SAE
+
+
+def test_private_with_a_token(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "layer", private=True, token="hf_mine")
+
+    assert [asked["visibility"] for asked in hub.created] == ["private"]
+    assert hub.tokens == {"Bearer hf_mine"}
+
+
+def test_unknown_branch_is_an_error(hub: HubServer) -> None:
+    with pytest.raises(RevisionNotFoundError):
+        push_to_hub(make_sae(), REPO, "layer", revision="nowhere")
+
+    assert hub.files(REPO) == {}
+
+
+def test_exported_folder_is_pushed_as_one(hub: HubServer, tmp_path: Path) -> None:
+    sae = make_sae()
+    export_all(sae, tmp_path / "plain", [2, 4])
+    make_sae(seed=1).save_model(tmp_path / "plain" / ".k_8.partial")  # of a killed run
+
+    push_to_hub(tmp_path / "plain", REPO, "topk")
+
+    assert hub.commits == 1
+    folders = {"", "topk", "topk/k_2", "topk/k_4"}
+    assert {name.rpartition("/")[0] for name in hub.files(REPO)} == folders
+    for k in (2, 4):
+        loaded = SAE.from_pretrained(REPO, f"topk/k_{k}")
+        assert isinstance(loaded, TopKSAE)
+        with sae.at_k(k):
+            torch.testing.assert_close(loaded(activations()), sae(activations()))
+    card = hub.files(REPO)["README.md"].decode()
+    assert 'SAE.from_pretrained("user/repo", "topk/k_2")' in card
+    assert 'SAE.from_pretrained("user/repo", "topk/k_4")' in card
+    assert "import sae_lens_hierarchical" not in card
+
+
+def test_nothing_else_in_the_folder_is_pushed(hub: HubServer, tmp_path: Path) -> None:
+    folder = tmp_path / "sae"
+    make_sae().save_model(folder)
+    save_file(
+        {"sparsity": torch.arange(D_SAE).float()}, folder / "sparsity.safetensors"
+    )
+    for name in ("trainer_state.pt", "runner_cfg.json", "key.txt"):
+        (folder / name).write_text("secret")
+
+    push_to_hub(folder, REPO, "layer")
+
+    assert {name.removeprefix("layer/") for name in hub.files(REPO)} == {
+        "README.md",
+        "cfg.json",
+        "sae_weights.safetensors",
+        "sparsity.safetensors",
+    }
+    _, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(REPO, "layer")
+    assert sparsity is not None
+    assert torch.equal(sparsity, torch.arange(D_SAE).float())
+
+
+def test_card_tells_what_the_checkpoint_knows() -> None:
+    card = model_card(make_sae(), REPO, ["layer"], metrics=METRICS, licence="mit")
+
+    assert front_matter(card) == {
+        "library_name": "saelens",
+        "license": "mit",
+        "tags": ["saelens", "sparse-autoencoder", "hierarchical-topk"],
+    }
+    assert "| language model | `some-model` |" in card
+    assert "| K | `8` |" in card
+    assert f"| d_sae | `{D_SAE}` |" in card
+    assert (
+        "| k | explained variance | FVU | CE loss recovered | dead features |" in card
+    )
+    assert "| 4 | 0.400 | 0.200 | 0.300 | 4 |" in card
+    assert "import sae_lens_hierarchical" in card
+    assert 'SAE.from_pretrained("user/repo", "layer")' in card
+    assert CITATION in card
+    assert CITATION in Path("README.md").read_text()
+
+
+def test_card_shows_the_plot_that_was_pushed(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "layer", metrics=METRICS)
+
+    files = hub.files(REPO)
+    address = f"{hub.endpoint}/{REPO}/resolve/main/layer/pareto.png"
+    assert f"]({address})" in files["layer/README.md"].decode()
+    assert files["layer/pareto.png"].startswith(b"\x89PNG")
+
+
+def test_metadata_cannot_break_out_of_the_card() -> None:
+    sae = make_sae()
+    sae.cfg.metadata.model_name = "a`|\n---\nlicense: evil\n# Title"
+
+    card = model_card(sae, REPO, ["layer"])
+
+    assert front_matter(card).get("license") is None
+    assert "\n# Title" not in card
+    assert "a`\\| --- license: evil # Title" in card
+
+
+def test_top_card_is_replaced_only_where_it_is_this_saes(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "first")
+    push_to_hub(make_sae(), REPO, "second")
+    push_to_hub(make_sae(), REPO, "first", metrics=METRICS)
+    files = hub.files(REPO)
+    assert files["README.md"] == files["first/README.md"]
+    assert b"dead features" in files["README.md"]
+
+    (hub.repo(REPO) / "README.md").write_text("my own words")
+    push_to_hub(make_sae(), REPO, "first")
+
+    assert hub.files(REPO)["README.md"] == b"my own words"
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    ["create", "preupload", "objects/batch", "PUT /uploads", "/commit/main"],
+)
+@pytest.mark.parametrize("pushed_before", [True, False])
+def test_dropped_connection_leaves_the_repository_as_it_was(
+    request_line: str, pushed_before: bool, hub: HubServer
+) -> None:
+    if pushed_before:
+        push_to_hub(make_sae(), REPO, "layer")
+    before = hub.files(REPO)
+    hub.cut_off = request_line
+
+    with pytest.raises(Exception, match=r"disconnected|Error while uploading"):
+        push_to_hub(make_sae(seed=1), REPO, "layer")
+
+    assert any(request_line in line for line in hub.requests)
+    assert hub.files(REPO) == before
+    hub.cuts = 0
+    push_to_hub(make_sae(seed=1), REPO, "layer")
+    loaded = SAE.from_pretrained(REPO, "layer")
+    torch.testing.assert_close(loaded(activations()), make_sae(seed=1)(activations()))
+
+
+def test_upload_goes_on_after_a_connection_that_drops_once(hub: HubServer) -> None:
+    hub.cut_off, hub.cuts = "PUT /uploads", 1
+
+    push_to_hub(make_sae(), REPO, "layer")
+
+    assert hub.commits == 1
+    loaded = SAE.from_pretrained(REPO, "layer")
+    assert torch.equal(loaded(activations()), make_sae()(activations()))
+
+
+def test_broken_download_is_an_error_and_is_taken_up_later(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "layer")
+    hub.longest_download = 1000
+
+    with pytest.raises(Exception, match="without sending complete message body"):
+        SAE.from_pretrained(REPO, "layer")
+
+    hub.longest_download = None
+    loaded = SAE.from_pretrained(REPO, "layer")
+    assert torch.equal(loaded(activations()), make_sae()(activations()))
+
+
+def test_truncated_file_is_an_error(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "layer")
+    weights = hub.repo(REPO) / "layer" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    with pytest.raises(Exception, match=r"incomplete|InvalidHeader|not fully covered"):
+        SAE.from_pretrained(REPO, "layer")
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_sae": 10**12}, "d_sae must be from 1 to .* got 1000000000000"),
+        ({"d_sae": 10**30}, "d_sae must be from 1 to"),
+        ({"d_in": 0}, "d_in must be from 1 to .* got 0"),
+        ({"d_in": -12}, "d_in must be from 1 to .* got -12"),
+        ({"d_in": "12"}, "d_in must be an integer, got '12'"),
+        ({"d_sae": 40.0}, "d_sae must be an integer, got 40.0"),
+        ({"d_sae": True}, "d_sae must be an integer, got True"),
+        ({"d_sae": D_SAE + 1}, r"W_dec is \[40, 12\].* asks for \[41, 12\]"),
+        ({"d_sae": 2**29, "k_max": 2**29, "k": 2**29}, r"W_dec is \[40, 12\]"),
+        ({"d_in": 2**29, "d_sae": 2**29}, r"b_dec is \[12\]"),
+        ({"k_max": 9}, r"thresholds is \[8\].* asks for \[9\]"),
+        ({"k_max": D_SAE + 1}, "k_max must be an integer from 1 to d_sae=40, got 41"),
+        ({"k": D_SAE + 1}, "k must be an integer from 1 to d_sae=40, got 41"),
+        ({"normalize_activations": "../x"}, "normalize_activations must be"),
+    ],
+)
+def test_config_that_lies_is_named_before_memory_is_taken(
+    changes: dict[str, Any], message: str, hub: HubServer
+) -> None:
+    push_to_hub(make_sae(), REPO, "layer")
+    edit_config(hub, **changes)
+    before = peak_memory()
+
+    with pytest.raises(ValueError, match=message):
+        SAE.from_pretrained(REPO, "layer")
+
+    assert peak_memory() - before < 200e6
+
+
+def test_paths_in_a_config_are_never_followed(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "layer")
+    names = ("model_name", "hook_name", "dataset_path", "to_dict", "weights")
+    elsewhere = dict.fromkeys(names, "../../elsewhere/file")
+    cfg = json.loads((hub.repo(REPO) / "layer" / "cfg.json").read_text())
+    metadata = cfg["metadata"] | elsewhere | {"sae_weights_path": "/etc/passwd"}
+    edit_config(
+        hub,
+        metadata=metadata,
+        sae_weights="../other.safetensors",
+        weights_path="/etc/passwd",
+        auto_map={"SAE": "../evil.py"},
+        device="/etc/passwd",
+    )
+    hub.requests.clear()
+
+    loaded = SAE.from_pretrained(REPO, "layer")
+
+    assert torch.equal(loaded(activations()), make_sae()(activations()))
+    assert {line.split("/resolve/main/")[-1] for line in hub.requests} == {
+        "layer/cfg.json",
+        "layer/sae_weights.safetensors",
+        "layer/sparsity.safetensors",
+    }
+
+
+def edit_config(hub: HubServer, **changes: Any) -> None:
+    path = hub.repo(REPO) / "layer" / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "sae_id",
+    ["", ".", "..", "../x", "a/../b", "/a", "a//b", "a/", "a\\b", "a b", ".git", "a\n"],
+)
+def test_bad_ids_are_refused_before_any_request(sae_id: str, hub: HubServer) -> None:
+    with pytest.raises(ValueError, match="sae_id must be a relative path of plain"):
+        push_to_hub(make_sae(), REPO, sae_id)
+
+    sae = make_sae()
+    sae.cfg.metadata.hook_name = sae_id
+    with pytest.raises(ValueError, match="sae_id must be a relative path of plain"):
+        push_to_hub(sae, REPO)
+
+    assert hub.requests == []
+
+
+def test_sae_without_a_hook_needs_an_id(hub: HubServer) -> None:
+    sae = make_sae()
+    sae.cfg.metadata.hook_name = None
+
+    with pytest.raises(ValueError, match=r"sae_id must be .* got None"):
+        push_to_hub(sae, REPO)
+
+    assert hub.requests == []
+
+
+def test_what_cannot_be_pushed_is_refused_before_any_request(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    sizes: dict[str, Any] = {"d_in": D_IN, "d_sae": D_SAE}
+    topk = TopKSAE(TopKSAEConfig(**sizes, k=3))
+    training = HierarchicalTopKTrainingSAE(
+        HierarchicalTopKTrainingSAEConfig(**sizes, k=K_MAX)
+    )
+    broken, mixed = tmp_path / "broken", tmp_path / "mixed"
+    make_sae().save_model(broken)
+    (broken / "sae_weights.safetensors").write_bytes(b"no tensors")
+    make_sae().save_model(mixed / "a")
+    make_sae(apply_b_dec_to_input=False, dtype="bfloat16").save_model(mixed / "b")
+
+    for sae, message in [
+        (topk, "got a TopKSAE"),
+        (training, "got a HierarchicalTopKTrainingSAE"),
+        (tmp_path / "nowhere", "there is no SAE in"),
+        (mixed, "share one card"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            push_to_hub(sae, REPO, "layer")
+    with pytest.raises(Exception, match="header"):
+        push_to_hub(broken, REPO, "layer")
+
+    assert hub.requests == []
