@@ -78,6 +78,9 @@ def main(args: Sequence[str] | None = None) -> int:
         "--sae-id", metavar="ID", help="its folder there; default: its hook's name"
     )
     push.add_argument("--licence", metavar="NAME", help="for the card, such as mit")
+    push.add_argument(
+        "--metrics", type=Path, metavar="CSV", help="the quickstart's, for the card"
+    )
     push.add_argument("--private", action="store_true", help="if it is a new one")
     push.set_defaults(run=_push)
 
@@ -142,12 +145,21 @@ def _export(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _push(options: argparse.Namespace, _rest: list[str]) -> int:
+    from sae_lens_hierarchical.eval.table import read_curves
     from sae_lens_hierarchical.hub import push_to_hub
 
+    metrics = None
+    if options.metrics is not None:
+        curves = read_curves(options.metrics).values()
+        ours = [curve.metrics for curve in curves if curve.trained_k is None]
+        if len(ours) != 1:
+            raise ValueError(f"{options.metrics} must hold one SAE trained at every k")
+        (metrics,) = ours
     address = push_to_hub(
         options.checkpoint,
         options.repo_id,
         options.sae_id,
+        metrics=metrics,
         licence=options.licence,
         private=options.private,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import logging
@@ -10,7 +9,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +38,9 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
-from sae_lens_hierarchical.eval.plots import Curve, plot_curves
+from sae_lens_hierarchical.eval.plots import plot_curves
 from sae_lens_hierarchical.eval.sweep import sweep
+from sae_lens_hierarchical.eval.table import Curve, write_curves
 from sae_lens_hierarchical.report import COLUMNS, html_report, table_rows
 from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAE,
@@ -89,7 +88,7 @@ def quickstart(
         curves = _measure(saes, model, load_bundled_text("held_out"))
 
     output.mkdir(parents=True, exist_ok=True)
-    _write_csv(output / "metrics.csv", curves)
+    write_curves(output / "metrics.csv", curves)
     plot = io.BytesIO()
     plot_curves(curves).savefig(plot, format="png", dpi=150)
     (output / "pareto.png").write_bytes(plot.getvalue())
@@ -225,17 +224,6 @@ def _table(curves: dict[str, Curve]) -> Table:
         ends_k = following is not None and following[1] != row[1]
         table.add_row(*row, style=style, end_section=ends_k)
     return table
-
-
-def _write_csv(path: Path, curves: dict[str, Curve]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        first = next(iter(curves.values())).metrics[0]
-        writer.writerow(["sae", "trained_k", *asdict(first)])
-        for name, curve in curves.items():
-            for metrics in curve.metrics:
-                trained_k = "" if curve.trained_k is None else curve.trained_k
-                writer.writerow([name, trained_k, *asdict(metrics).values()])
 
 
 @contextmanager

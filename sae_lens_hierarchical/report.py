@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 
-from sae_lens_hierarchical.eval.plots import Curve
+from sae_lens_hierarchical.eval.table import Curve
 
 __all__ = ["COLUMNS", "html_report", "table_rows"]
 

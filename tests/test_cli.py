@@ -18,6 +18,8 @@ from sae_lens_hierarchical import (
     HierarchicalTopKSAEConfig,
 )
 from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.eval.sweep import BudgetMetrics
+from sae_lens_hierarchical.eval.table import Curve, write_curves
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
 from tests.conftest import MakeConfig
@@ -220,6 +222,27 @@ def test_push(
     assert b"license: mit" in hub.files("user/repo")["README.md"]
     x = torch.randn(9, 12)
     assert torch.equal(SAE.from_pretrained("user/repo", "layer_2")(x), sae(x))
+
+
+def test_push_shows_the_quickstarts_metrics(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_sae(tmp_path / "sae")
+    table = tmp_path / "metrics.csv"
+    ours = Curve(None, [BudgetMetrics(k, 0.125 * k, 0.5, 0.75, 3) for k in (1, 4)])
+    fixed = Curve(2, [BudgetMetrics(2, 0.999, 0.5, 0.75, 3)])
+    push = ["push", str(tmp_path / "sae"), "user/repo", "--sae-id", "a"]
+
+    write_curves(table, {"HierarchicalTopK": ours, "TopK-2": fixed})
+    assert main([*push, "--metrics", str(table)]) == 0
+
+    files = hub.files("user/repo")
+    assert b"| 4 | 0.500 |" in files["a/README.md"]
+    assert b"0.999" not in files["a/README.md"]
+    assert files["a/pareto.png"].startswith(b"\x89PNG")
+    write_curves(table, {"TopK-2": fixed})
+    assert main([*push, "--metrics", str(table)]) == 2
+    assert "must hold one SAE trained at every k" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from sae_lens_hierarchical.eval.sweep import BudgetMetrics
+from sae_lens_hierarchical.eval.table import Curve
 
-__all__ = ["Curve", "plot_curves"]
+__all__ = ["plot_curves"]
 
 _PANELS = {
     "explained_variance": "explained variance",
@@ -18,19 +17,6 @@ _PANELS = {
 }
 _OURS = "#1f4e9c"
 _OTHERS = ("#d9822b", "#3a9a6b", "#9a5fb8", "#8a8a8a")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One SAE's metrics at several k.
-
-    Attributes:
-        trained_k: The k that a fixed-k SAE was trained at; None for one trained at all.
-        metrics: By ascending k.
-    """
-
-    trained_k: int | None
-    metrics: Sequence[BudgetMetrics]
 
 
 def plot_curves(curves: Mapping[str, Curve]) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from sae_lens import (
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, load_bundled_text
-from sae_lens_hierarchical.eval.plots import Curve, plot_curves
-from sae_lens_hierarchical.eval.sweep import sweep
+from sae_lens_hierarchical.eval.plots import plot_curves
+from sae_lens_hierarchical.eval.sweep import BudgetMetrics, sweep
+from sae_lens_hierarchical.eval.table import Curve, read_curves, write_curves
 
 KS = [1, 3, 8]
 
@@ -168,3 +171,18 @@ def test_plot_has_a_line_for_each_sae_and_a_dot_at_its_k(
     assert [line.get_label() for line in explained.lines[:2]] == ["ours", "TopK-3"]
     (dot,) = [line for line in explained.lines if line.get_marker() == "o"]
     assert dot.get_xydata().tolist() == [[3, metrics[1].explained_variance]]  # type: ignore[union-attr]
+
+
+def test_table_round_trips(tmp_path: Path) -> None:
+    curves = {
+        "ours": Curve(None, [BudgetMetrics(k, 0.1 * k, 1 / 3, -0.5, 7) for k in KS]),
+        "TopK-3": Curve(3, [BudgetMetrics(3, 0.25, 0.5, 0.75, 0)]),
+    }
+    path = tmp_path / "metrics.csv"
+
+    write_curves(path, curves)
+
+    assert read_curves(path) == curves
+    path.write_text("sae,k\nours,1\n")
+    with pytest.raises(ValueError, match=r"lacks the columns \['ce_loss_score'"):
+        read_curves(path)
