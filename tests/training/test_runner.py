@@ -20,6 +20,7 @@ from sae_lens import (
     CacheActivationsRunner,
     CacheActivationsRunnerConfig,
     HookedSAETransformer,
+    LoggingConfig,
     MultiSAETrainingRunner,
     MultiSAETrainingRunnerConfig,
     TopKTrainingSAEConfig,
@@ -335,6 +336,34 @@ def test_interrupt_without_checkpoints_says_so(
     with pytest.raises(TrainingInterrupted, match="checkpoint_path is None"):
         runner.run()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_pareto_curve_reaches_wandb(
+    make_config: MakeConfig,
+    model: HookedSAETransformer,
+    text: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: dict[str, Any] = {}
+    for name in ("init", "finish", "log_artifact"):
+        monkeypatch.setattr(f"wandb.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("wandb.log", lambda log, **_: logged.update(log))
+    log = LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=2)
+    cfg = make_config(logger=log, n_eval_batches=1)
+
+    LanguageModelSAETrainingRunner(
+        cfg, override_dataset=text, override_model=model
+    ).run()
+
+    for k in range(1, 9):
+        explained = logged[f"metrics/explained_variance_k{k}"]
+        assert explained <= 1
+        assert logged[f"metrics/mse_k{k}"] > 0
+    assert logged["metrics/explained_variance_k8"] == pytest.approx(
+        logged["metrics/explained_variance"], abs=1e-4
+    )
+    assert "losses/hierarchical_loss" in logged
+    assert "model_performance_preservation" in logged  # SAELens's evals ran
 
 
 def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
