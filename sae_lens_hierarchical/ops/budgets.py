@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-__all__ = ["loss_budgets", "resolve_budgets", "spread_budgets"]
+__all__ = ["check_ks", "loss_budgets", "resolve_budgets", "spread_budgets"]
 
 
 def loss_budgets(k: int, every: int = 1) -> list[int]:
@@ -44,19 +44,7 @@ def resolve_budgets(
     Raises:
         ValueError: If either does not fit, naming it and what is allowed.
     """
-    if budgets is None:
-        resolved = loss_budgets(k)
-    else:
-        resolved = list(budgets)
-        increasing = all(a < b for a, b in itertools.pairwise(resolved))
-        if not (resolved and all(map(_is_int, resolved)) and increasing):
-            raise ValueError(
-                "budgets must be a non-empty, strictly increasing sequence of "
-                f"integers, got {budgets!r}"
-            )
-        if resolved[0] < 1 or resolved[-1] > k:
-            raise ValueError(f"budgets must lie between 1 and k={k}, got {budgets!r}")
-
+    resolved = loss_budgets(k) if budgets is None else check_ks("budgets", budgets, k)
     if budget_weights is None:
         return resolved, [1 / len(resolved)] * len(resolved)
     weights = [float(weight) for weight in budget_weights]
@@ -71,6 +59,23 @@ def resolve_budgets(
             f"got {budget_weights!r}"
         )
     return resolved, weights
+
+
+def check_ks(name: str, ks: Sequence[int], largest: int) -> list[int]:
+    """Return ``ks`` as a list.
+
+    Raises:
+        ValueError: If they are not strictly increasing integers from 1 to ``largest``;
+            it calls them ``name``.
+    """
+    integers = len(ks) > 0 and all(map(_is_int, ks))
+    increasing = integers and all(a < b for a, b in itertools.pairwise(ks))
+    if not increasing or ks[0] < 1 or ks[-1] > largest:
+        raise ValueError(
+            f"{name} must be a non-empty, strictly increasing sequence of integers "
+            f"from 1 to {largest}, got {ks!r}"
+        )
+    return list(ks)
 
 
 def spread_budgets(budgets: Sequence[int], at_most: int = 8) -> list[int]:

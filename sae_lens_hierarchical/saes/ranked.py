@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
+from sae_lens import SAE
 from torch import Tensor
 
-__all__ = ["AdaptiveActs", "RankedActs"]
+from sae_lens_hierarchical.saes.normalization import output_map
+
+__all__ = ["AdaptiveActs", "RankedActs", "decode_prefixes", "rank"]
 
 
 class RankedActs(NamedTuple):
@@ -49,3 +54,25 @@ def rank(hidden_pre: Tensor, k: int, k_max: int) -> RankedActs:
     """
     values, indices = torch.topk(hidden_pre, max(k, k_max), dim=-1)
     return RankedActs(values[..., :k].relu(), indices[..., :k])
+
+
+def decode_prefixes(
+    sae: SAE[Any], ranked: RankedActs, ks: Sequence[int]
+) -> Iterator[Tensor]:
+    """Yield the output of the first k features of each token, [..., d_in], for each k.
+
+    Args:
+        sae: Any SAE of SAELens with a linear decoder; it has just encoded ``ranked``.
+        ranked: [..., k].
+        ks: Strictly increasing, up to the k of ``ranked``.
+    """
+    values, indices = ranked
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        values = values / sae.W_dec.norm(dim=-1)[indices]
+    total = values.new_zeros(*values.shape[:-1], sae.cfg.d_in)
+    scale, zero = output_map(sae, total)
+    for before, k in pairwise([0, *ks]):
+        for i in range(before, k):
+            total = total.addcmul(sae.W_dec[indices[..., i]], values[..., i, None])
+        output = total + zero if scale is None else total * scale + zero
+        yield sae.reshape_fn_out(sae.hook_sae_recons(output), sae.d_head)

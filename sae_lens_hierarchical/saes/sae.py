@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 from typing_extensions import Self, override
 
-from sae_lens_hierarchical.ops.budgets import resolve_budgets
+from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes.checks import (
     Activation,
     check_activation,
@@ -22,8 +21,12 @@ from sae_lens_hierarchical.saes.checks import (
     check_size,
     check_state_dict,
 )
-from sae_lens_hierarchical.saes.normalization import output_map
-from sae_lens_hierarchical.saes.ranked import AdaptiveActs, RankedActs, rank
+from sae_lens_hierarchical.saes.ranked import (
+    AdaptiveActs,
+    RankedActs,
+    decode_prefixes,
+    rank,
+)
 from sae_lens_hierarchical.saes.thresholds import (
     rescale_thresholds,
     unknown_thresholds,
@@ -213,26 +216,10 @@ class HierarchicalTopKSAE(TopKSAE):
         Raises:
             ValueError: If ``ks`` does not fit.
         """
-        wanted, _ = resolve_budgets(
-            ranked.values.shape[-1], ks or [ranked.values.shape[-1]]
-        )
-        outputs = list(self._prefixes(ranked, wanted))
+        k = ranked.values.shape[-1]
+        wanted = [k] if ks is None else check_ks("ks", ks, k)
+        outputs = list(decode_prefixes(self, ranked, wanted))
         return outputs[0] if ks is None else torch.stack(outputs)
-
-    def _prefixes(self, ranked: RankedActs, ks: Sequence[int]) -> Iterator[Tensor]:
-        """Yield the output of the first k features, [..., d_in], for each k of ks."""
-        values, indices = ranked
-        if self.cfg.rescale_acts_by_decoder_norm:
-            values = values / self.W_dec.norm(dim=-1)[indices]
-        total = values.new_zeros(*values.shape[:-1], self.cfg.d_in)
-        scale, zero = output_map(self, total)
-        for before, k in pairwise([0, *ks]):
-            for i in range(before, k):
-                total = total.addcmul(self.W_dec[indices[..., i]], values[..., i, None])
-            output = self.hook_sae_recons(
-                total + zero if scale is None else total * scale + zero
-            )
-            yield self.reshape_fn_out(output, self.d_head)
 
     def reconstruct(self, x: Tensor, ks: Sequence[int]) -> Tensor:
         """Reconstruct at many budgets from one encoding.
@@ -248,7 +235,7 @@ class HierarchicalTopKSAE(TopKSAE):
         Raises:
             ValueError: If ``ks`` or ``activation`` does not fit.
         """
-        resolve_budgets(self.cfg.d_sae, ks)
+        check_ks("ks", ks, self.cfg.d_sae)
         with self.at_k(ks[-1]):
             return self.decode_ranked(self.encode_ranked(x), ks)
 
@@ -282,7 +269,8 @@ class HierarchicalTopKSAE(TopKSAE):
         k = torch.full(ranked.values.shape[:-1], self.k_max, device=x.device)
         fvu = torch.full_like(variance, torch.inf)
         met = torch.zeros_like(k, dtype=torch.bool)
-        for n, output in enumerate(self._prefixes(ranked, range(1, self.k_max + 1))):
+        ks = range(1, self.k_max + 1)
+        for n, output in enumerate(decode_prefixes(self, ranked, ks)):
             unexplained = (output - x).float().var(dim=token_dims, correction=0)
             # 0 / 0 is a token without variance that is met exactly.
             fvu_here = torch.where(unexplained == 0, 0.0, unexplained / variance)

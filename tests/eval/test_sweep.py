@@ -143,7 +143,7 @@ def test_reconstruct_equals_a_run_at_each_k(normalize: str, rescale: bool) -> No
         with sae.at_k(k):
             torch.testing.assert_close(output, sae(x))
     assert sae.k == 8
-    with pytest.raises(ValueError, match="budgets must"):
+    with pytest.raises(ValueError, match="ks must"):
         sae.reconstruct(x, [4, 1])
 
 
