@@ -1,4 +1,4 @@
-"""The command line: ``sae-lens-hierarchical quickstart | train | export | push``."""
+"""The command line: ``sae-lens-hierarchical quickstart | train | sweep | ...``."""
 
 from __future__ import annotations
 
@@ -48,6 +48,20 @@ def main(args: Sequence[str] | None = None) -> int:
         "--resume", type=Path, metavar="FOLDER", help="go on with a run that was killed"
     )
     train.set_defaults(run=_train, print_usage=train.print_help)
+
+    sweep = commands.add_parser("sweep", help="measure any SAEs of SAELens at many k")
+    sweep.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    sweep.add_argument("--k", type=_integers, required=True, metavar="1,2,4,...")
+    sweep.add_argument(
+        "--dataset", metavar="NAME", help="default: what the first one was trained on"
+    )
+    sweep.add_argument("--contexts", type=int, default=64, help="default: 64")
+    sweep.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    sweep.add_argument("--device", default="cpu", help="default: cpu")
+    sweep.add_argument(
+        "--output", type=Path, default=Path("sweep_output"), metavar="FOLDER"
+    )
+    sweep.set_defaults(run=_sweep)
 
     export = commands.add_parser(
         "export", help="write plain SAELens checkpoints, which need no plugin"
@@ -126,6 +140,34 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     # Of two options with one name SAELens's parser takes the later one.
     defaults = [part for n, v in fields.items() for part in (f"--{n}", str(v))]
     LanguageModelSAETrainingRunner(_parse_cfg_args([*defaults, *rest])).run()
+    return 0
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
+    from rich.console import Console
+
+    from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
+    from sae_lens_hierarchical.eval.plots import plot_curves
+    from sae_lens_hierarchical.eval.table import write_curves
+    from sae_lens_hierarchical.report import terminal_table
+
+    curves = sweep_checkpoints(
+        options.checkpoint,
+        options.k,
+        dataset=options.dataset,
+        contexts=options.contexts,
+        batch_size=options.batch_size,
+        device=options.device,
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_curves(options.output / "metrics.csv", curves)
+    plot_curves(curves).savefig(options.output / "pareto.png", dpi=150)
+    Console().print(terminal_table(curves, options.k))
+    print(f"{options.output}/metrics.csv and {options.output}/pareto.png")
     return 0
 
 

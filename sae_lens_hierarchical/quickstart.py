@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 from sae_lens import (
     SAE,
     ActivationsStore,
@@ -41,7 +40,7 @@ from sae_lens_hierarchical.data import (
 from sae_lens_hierarchical.eval.plots import plot_curves
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import Curve, write_curves
-from sae_lens_hierarchical.report import COLUMNS, html_report, table_rows
+from sae_lens_hierarchical.report import html_report, terminal_table
 from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAE,
     HierarchicalTopKTrainingSAEConfig,
@@ -113,7 +112,7 @@ def quickstart(
     page = html_report("One SAE at every k", curves, plot.getvalue(), facts, code)
     (output / "report.html").write_text(page, encoding="utf-8")
 
-    console.print(_table(curves))
+    console.print(terminal_table(curves, GRID))
     console.print()
     console.print(f"Took {time.monotonic() - start:.0f} s. Plot: {output}/pareto.png")
     console.print(f"Report: {output}/report.html")
@@ -207,23 +206,6 @@ def _held_out_tokens(
         model, sae, text, streaming=False, context_size=CONTEXT_SIZE
     )
     return store.get_batch_tokens(HELD_OUT_CONTEXTS)
-
-
-def _table(curves: dict[str, Curve]) -> Table:
-    caption = (
-        "EV: explained variance. FVU: unexplained variance. CE recovered: of the loss "
-        "that zeros in place of the activations cost. dead: features never active."
-    )
-    table = Table(*COLUMNS, title="On held-out text", caption=caption)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    rows = [row for row in table_rows(curves) if int(row[1]) in GRID]
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        trained_here = row[0] == f"TopK-{row[1]}"
-        style = "bold" if row[0] == OURS else None if trained_here else "dim"
-        ends_k = following is not None and following[1] != row[1]
-        table.add_row(*row, style=style, end_section=ends_k)
-    return table
 
 
 @contextmanager

@@ -1,14 +1,16 @@
-"""The quickstart's report: one HTML file that needs nothing else."""
+"""Metrics for people to read: in the terminal, and as one HTML file."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+from rich.table import Table
 
 from sae_lens_hierarchical.eval.table import Curve
 
-__all__ = ["COLUMNS", "html_report", "table_rows"]
+__all__ = ["COLUMNS", "html_report", "table_rows", "terminal_table"]
 
 COLUMNS = (
     "SAE",
@@ -49,6 +51,30 @@ def table_rows(curves: Mapping[str, Curve]) -> list[tuple[str, ...]]:
         for m in curve.metrics
         if m.k == k
     ]
+
+
+def terminal_table(curves: Mapping[str, Curve], ks: Collection[int]) -> Table:
+    """Return a table for the terminal with a section for each k of ``ks``.
+
+    SAEs trained at all k stand out, those away from the one k of theirs are dim.
+    """
+    # Short names: a terminal may have no more than 80 columns.
+    columns = ("SAE", "k", "EV", "FVU", "CE recovered", "dead")
+    caption = (
+        "EV: explained variance. FVU: unexplained variance. CE recovered: of the loss "
+        "that zeros in place of the activations cost. dead: features never active."
+    )
+    table = Table(*columns, caption=caption)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = [row for row in table_rows(curves) if int(row[1]) in ks]
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        trained_k = curves[row[0]].trained_k
+        at_home = str(trained_k) == row[1]
+        style = "bold" if trained_k is None else None if at_home else "dim"
+        ends_k = following is not None and following[1] != row[1]
+        table.add_row(*row, style=style, end_section=ends_k)
+    return table
 
 
 def html_report(

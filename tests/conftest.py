@@ -27,12 +27,29 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
+from sae_lens_hierarchical.eval.sweep import BudgetMetrics
 from tests.hub_server import HubServer
 
 # The tests' tensors are small: threads would mostly wait for each other.
 torch.set_num_threads(1)
 
 MakeConfig = Callable[..., LanguageModelSAERunnerConfig]
+
+
+def make_metrics(k: int, explained_variance: float) -> BudgetMetrics:
+    return BudgetMetrics(
+        k=k,
+        tokens=1000,
+        l0=k - 0.5,
+        explained_variance=explained_variance,
+        fvu=0.2,
+        mse=1.5,
+        cosine_similarity=0.9,
+        ce_loss_score=0.3,
+        kl_div=0.1,
+        dead_features=k,
+        almost_dead_features=k + 1,
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import SAE, HookedSAETransformer
+from sae_lens import SAE, HookedSAETransformer, TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hierarchical import (
     PRESETS,
@@ -18,11 +19,11 @@ from sae_lens_hierarchical import (
     HierarchicalTopKSAEConfig,
 )
 from sae_lens_hierarchical.cli import main
-from sae_lens_hierarchical.eval.sweep import BudgetMetrics
-from sae_lens_hierarchical.eval.table import Curve, write_curves
+from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, BUNDLED_MODEL_NAME
+from sae_lens_hierarchical.eval.table import Curve, read_curves, write_curves
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
-from tests.conftest import MakeConfig
+from tests.conftest import MakeConfig, make_metrics
 from tests.hub_server import HubServer
 
 
@@ -70,6 +71,41 @@ def test_bad_values_are_one_clear_line(
 ) -> None:
     assert main(args) == 2
     assert message in capsys.readouterr().err
+
+
+def test_sweep_measures_any_saes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = SAEMetadata(
+        model_name=BUNDLED_MODEL_NAME,
+        hook_name=BUNDLED_HOOK_NAME,
+        context_size=32,
+        prepend_bos=True,
+    )
+    sizes: dict[str, Any] = {"d_in": 128, "d_sae": 64, "metadata": metadata}
+    ours = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(**sizes, k_max=8))
+    ours.save_model(tmp_path / "ours")
+    TopKSAE(TopKSAEConfig(**sizes, k=4)).save_model(tmp_path / "topk")
+    folders = [str(tmp_path / name) for name in ("ours", "topk")]
+    output = tmp_path / "sweep"
+    options = ["--k", "1,4,16", "--contexts", "2", "--output", str(output)]
+
+    assert main(["sweep", *folders, *options]) == 0
+
+    curves = read_curves(output / "metrics.csv")
+    assert {name: curve.trained_k for name, curve in curves.items()} == {
+        "ours": None,
+        "topk": 4,
+    }
+    assert [m.k for m in curves["topk"].metrics] == [1, 4, 16]
+    assert 50 < curves["ours"].metrics[0].tokens <= 2 * 31
+    assert (output / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert "ours" in capsys.readouterr().out
+    assert main(["sweep", *folders, "--k", "4,1"]) == 2
+    assert "ks must be" in capsys.readouterr().err
+    TopKSAE(TopKSAEConfig(d_in=8, d_sae=9, k=4)).save_model(tmp_path / "nameless")
+    assert main(["sweep", str(tmp_path / "nameless"), "--k", "1"]) == 2
+    assert "must name one model" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -229,8 +265,8 @@ def test_push_shows_the_quickstarts_metrics(
 ) -> None:
     save_sae(tmp_path / "sae")
     table = tmp_path / "metrics.csv"
-    ours = Curve(None, [BudgetMetrics(k, 0.125 * k, 0.5, 0.75, 3) for k in (1, 4)])
-    fixed = Curve(2, [BudgetMetrics(2, 0.999, 0.5, 0.75, 3)])
+    ours = Curve(None, [make_metrics(k, 0.125 * k) for k in (1, 4)])
+    fixed = Curve(2, [make_metrics(2, 0.999)])
     push = ["push", str(tmp_path / "sae"), "user/repo", "--sae-id", "a"]
 
     write_curves(table, {"HierarchicalTopK": ours, "TopK-2": fixed})

@@ -22,18 +22,13 @@ from sae_lens_hierarchical import (
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
 )
-from sae_lens_hierarchical.eval.sweep import BudgetMetrics
 from sae_lens_hierarchical.export import export_all
 from sae_lens_hierarchical.hub import CITATION, model_card, push_to_hub
+from tests.conftest import make_metrics
 from tests.hub_server import HubServer
 
 REPO, D_IN, D_SAE, K_MAX = "user/repo", 12, 40, 8
-METRICS = [
-    BudgetMetrics(
-        k, explained_variance=0.1 * k, fvu=0.2, ce_loss_score=0.3, dead_features=k
-    )
-    for k in (1, 4, 8)
-]
+METRICS = [make_metrics(k, explained_variance=0.1 * k) for k in (1, 4, 8)]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from sae_lens_hierarchical.eval.sweep import BudgetMetrics
 __all__ = ["Curve", "read_curves", "write_curves"]
 
 _METRICS = [field.name for field in fields(BudgetMetrics)]
-_INTEGERS = ("k", "dead_features")
+_INTEGERS = ("k", "tokens", "dead_features", "almost_dead_features")
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sae_lens import (
+    SAE,
     ActivationsStore,
+    GatedSAE,
     HookedSAETransformer,
+    JumpReLUSAE,
+    StandardSAE,
     TopKSAE,
     TopKSAEConfig,
     run_evals,
 )
 from sae_lens.evals import EvalConfig
+from sae_lens.registry import get_sae_class
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
@@ -22,6 +28,7 @@ from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, load_bundled_text
 from sae_lens_hierarchical.eval.plots import plot_curves
 from sae_lens_hierarchical.eval.sweep import BudgetMetrics, sweep
 from sae_lens_hierarchical.eval.table import Curve, read_curves, write_curves
+from tests.conftest import make_metrics
 
 KS = [1, 3, 8]
 
@@ -57,32 +64,102 @@ def tokens(store: ActivationsStore) -> Tensor:
     return store.get_batch_tokens(6)
 
 
+def saelens_metrics(
+    sae: SAE[Any], model: HookedSAETransformer, tokens: Tensor
+) -> dict[str, float]:
+    store = ActivationsStore.from_sae(
+        model, sae, load_bundled_text("held_out"), streaming=False
+    )
+    store.get_batch_tokens = lambda *_, **__: tokens  # type: ignore[method-assign]
+    metrics, _ = run_evals(
+        sae,
+        store,
+        model,
+        ActivationScaler(),
+        EvalConfig(
+            n_eval_reconstruction_batches=1,
+            compute_kl=True,
+            compute_sparsity_metrics=True,
+            compute_variance_metrics=True,
+        ),
+    )
+    return {name: value for group in metrics.values() for name, value in group.items()}
+
+
+def assert_saelens(result: BudgetMetrics, expected: dict[str, float]) -> None:
+    for ours, theirs in {
+        "explained_variance": "explained_variance",
+        "mse": "mse",
+        "cosine_similarity": "cossim",
+        "l0": "l0",
+        "kl_div": "kl_div_with_sae",
+    }.items():
+        assert getattr(result, ours) == pytest.approx(
+            expected[theirs], rel=2e-4, abs=1e-4
+        ), ours
+
+
 def test_metrics_are_saelens_at_each_k(
     sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
 ) -> None:
-    results = sweep(sae, model, tokens, KS, batch_size=4)
-
-    for result in results:
+    for result in sweep(sae, model, tokens, KS, batch_size=4):
         with sae.at_k(result.k):
-            store = ActivationsStore.from_sae(
-                model, sae, load_bundled_text("held_out"), streaming=False
-            )
-            store.get_batch_tokens = lambda *_, **__: tokens  # type: ignore[method-assign]
-            metrics, _ = run_evals(
-                sae,
-                store,
-                model,
-                ActivationScaler(),
-                EvalConfig(
-                    n_eval_reconstruction_batches=1,
-                    compute_ce_loss=True,
-                    compute_variance_metrics=True,
-                ),
-            )
-        quality = metrics["reconstruction_quality"]
-        assert result.explained_variance == pytest.approx(
-            quality["explained_variance"], abs=1e-4
-        )
+            assert_saelens(result, saelens_metrics(sae, model, tokens))
+
+
+@pytest.mark.parametrize("sae_class", [StandardSAE, JumpReLUSAE, GatedSAE])
+def test_saes_without_k_are_read_by_their_largest_features(
+    sae_class: type[SAE[Any]],
+    sae: HierarchicalTopKSAE,
+    model: HookedSAETransformer,
+    tokens: Tensor,
+) -> None:
+    config_class = get_sae_class(sae_class.__name__[:-3].lower())[1]
+    other = sae_class(config_class(d_in=128, d_sae=96, metadata=sae.cfg.metadata))
+    shared = {n: p for n, p in sae.state_dict().items() if n in other.state_dict()}
+    other.load_state_dict(shared, strict=False)
+
+    narrow, everything = sweep(other, model, tokens, [4, 96])
+
+    assert_saelens(everything, saelens_metrics(other, model, tokens))
+    assert narrow.l0 <= 4 < everything.l0
+
+
+@pytest.mark.parametrize("head", [None, 1])
+def test_heads_are_spliced_in(
+    model: HookedSAETransformer, tokens: Tensor, head: int | None
+) -> None:
+    width = 128 if head is None else 32
+    cfg = HierarchicalTopKSAEConfig(
+        d_in=width,
+        d_sae=2 * width,
+        k_max=width,
+        reshape_activations="hook_z" if head is None else "none",
+        rescale_acts_by_decoder_norm=False,
+    )
+    cfg.metadata.hook_name = "blocks.1.attn.hook_z"
+    cfg.metadata.hook_head_index = head
+    identity = HierarchicalTopKSAE(cfg)
+    with torch.no_grad():
+        identity.W_enc[:] = torch.cat([torch.eye(width), -torch.eye(width)], dim=1)
+        identity.W_dec[:] = identity.W_enc.T
+
+    few, perfect = sweep(identity, model, tokens, [1, width])
+
+    assert perfect.explained_variance == pytest.approx(1, abs=1e-4)
+    assert perfect.kl_div == pytest.approx(0, abs=1e-4)
+    assert few.kl_div > 1e-3
+    assert identity.hook_z_reshaping_mode == (head is None)
+
+
+def test_other_saes_are_refused(model: HookedSAETransformer, tokens: Tensor) -> None:
+    sizes = {"d_in": 8, "d_sae": 9, "d_out": 8}
+    transcoder = SAE.from_dict(
+        {"architecture": "transcoder", "apply_b_dec_to_input": False, **sizes}
+    )
+
+    with pytest.raises(ValueError, match="does not know SAEs of type Transcoder"):
+        sweep(transcoder, model, tokens, [1])
 
 
 def test_fvu_and_dead_features_are_the_papers(
@@ -100,6 +177,8 @@ def test_fvu_and_dead_features_are_the_papers(
         fvu = error.var(0, correction=0).sum() / x.var(0, correction=0).sum()
         assert result.fvu == pytest.approx(float(fvu), rel=1e-4)
         assert result.dead_features == int((acts.amax(0) == 0).sum())
+        assert result.almost_dead_features == result.dead_features
+        assert result.tokens == len(x)
 
 
 def test_ce_loss_score_is_one_for_a_perfect_sae_and_grows_with_k(
@@ -175,8 +254,8 @@ def test_plot_has_a_line_for_each_sae_and_a_dot_at_its_k(
 
 def test_table_round_trips(tmp_path: Path) -> None:
     curves = {
-        "ours": Curve(None, [BudgetMetrics(k, 0.1 * k, 1 / 3, -0.5, 7) for k in KS]),
-        "TopK-3": Curve(3, [BudgetMetrics(3, 0.25, 0.5, 0.75, 0)]),
+        "ours": Curve(None, [make_metrics(k, 1 / 3 / k) for k in KS]),
+        "TopK-3": Curve(3, [make_metrics(3, 0.25)]),
     }
     path = tmp_path / "metrics.csv"
 
@@ -184,5 +263,5 @@ def test_table_round_trips(tmp_path: Path) -> None:
 
     assert read_curves(path) == curves
     path.write_text("sae,k\nours,1\n")
-    with pytest.raises(ValueError, match=r"lacks the columns \['ce_loss_score'"):
+    with pytest.raises(ValueError, match=r"lacks the columns \['almost_dead"):
         read_curves(path)

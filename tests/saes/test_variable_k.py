@@ -226,7 +226,7 @@ def test_compact_form_is_the_dense_one(normalize: str, rescale: bool) -> None:
     assert torch.equal(ranked.to_dense(D_SAE), sae.encode(x))
     torch.testing.assert_close(decoded, sae(x))
     sae.encode_ranked(x)
-    with pytest.raises(ValueError, match="ks must .* from 1 to 5"):
+    with pytest.raises(ValueError, match=r"ks must .* from 1 to 5"):
         sae.decode_ranked(ranked, [6])
 
 
