@@ -268,15 +268,14 @@ class HierarchicalTopKSAE(TopKSAE):
         variance = x.float().var(dim=token_dims, correction=0)
         k = torch.full(ranked.values.shape[:-1], self.k_max, device=x.device)
         fvu = torch.full_like(variance, torch.inf)
-        met = torch.zeros_like(k, dtype=torch.bool)
         ks = range(1, self.k_max + 1)
-        for n, output in enumerate(decode_prefixes(self, ranked, ks)):
+        for k_here, output in zip(ks, decode_prefixes(self, ranked, ks), strict=True):
             unexplained = (output - x).float().var(dim=token_dims, correction=0)
             # 0 / 0 is a token without variance that is met exactly.
             fvu_here = torch.where(unexplained == 0, 0.0, unexplained / variance)
-            fvu = torch.where(met, fvu, fvu_here)
-            k = torch.where(~met & (fvu <= max_fvu), n + 1, k)
-            met = fvu <= max_fvu
+            unmet = fvu > max_fvu
+            fvu = torch.where(unmet, fvu_here, fvu)
+            k = torch.where(unmet & (fvu <= max_fvu), k_here, k)
         used = torch.arange(self.k_max, device=x.device) < k.unsqueeze(-1)
         return AdaptiveActs(
             RankedActs(ranked.values * used, ranked.indices), k=k, fvu=fvu
