@@ -14,12 +14,12 @@ from torch import Tensor
 from typing_extensions import Self, override
 
 from sae_lens_hierarchical.ops.budgets import check_ks
+from sae_lens_hierarchical.saes.base import SAEWithThresholds
 from sae_lens_hierarchical.saes.checks import (
     Activation,
     check_activation,
     check_k,
     check_size,
-    check_state_dict,
 )
 from sae_lens_hierarchical.saes.ranked import (
     AdaptiveActs,
@@ -27,10 +27,7 @@ from sae_lens_hierarchical.saes.ranked import (
     decode_prefixes,
     rank,
 )
-from sae_lens_hierarchical.saes.thresholds import (
-    rescale_thresholds,
-    unknown_thresholds,
-)
+from sae_lens_hierarchical.saes.thresholds import unknown_thresholds
 
 __all__ = ["HierarchicalTopKSAE", "HierarchicalTopKSAEConfig"]
 
@@ -74,21 +71,16 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         check_activation(self.activation)
 
 
-class HierarchicalTopKSAE(TopKSAE):
+class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
     """A TopK SAE whose k can be set at any time.
 
     ``sae.k = 32`` sets it, ``with sae.at_k(32): ...`` sets it for a while. ``encode``
     gives at most k non-zero features: the k largest of those that it gives at
     ``k_max``. After ``sae.activation = "jumprelu"`` it gives all that exceed θ(k)
     instead: k on average. Everything else is as in SAELens's ``TopKSAE``.
-
-    Attributes:
-        thresholds: θ(k) for k = 1 to ``k_max``, [k_max]; NaN where unknown. Training
-            tracks them, and ``calibrate_thresholds`` computes them.
     """
 
     cfg: HierarchicalTopKSAEConfig  # type: ignore[assignment]
-    thresholds: Tensor
 
     def __init__(
         self, cfg: HierarchicalTopKSAEConfig, use_error_term: bool = False
@@ -292,13 +284,7 @@ class HierarchicalTopKSAE(TopKSAE):
         return self._activate
 
     @override
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        super().fold_activation_norm_scaling_factor(scaling_factor)
-        rescale_thresholds(self, scaling_factor)
-
-    @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        check_state_dict(self, state_dict)
         if self.activation == "jumprelu" and state_dict["thresholds"].isnan().any():
             raise ValueError("activation is 'jumprelu', but thresholds are missing")

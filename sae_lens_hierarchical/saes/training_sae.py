@@ -20,12 +20,12 @@ from sae_lens_hierarchical.ops import (
     spread_budgets,
 )
 from sae_lens_hierarchical.ops.budgets import resolve_budgets
-from sae_lens_hierarchical.saes.checks import check_k, check_state_dict
+from sae_lens_hierarchical.saes.base import SAEWithThresholds
+from sae_lens_hierarchical.saes.checks import check_k
 from sae_lens_hierarchical.saes.normalization import output_map
 from sae_lens_hierarchical.saes.ranked import rank
 from sae_lens_hierarchical.saes.sae import ARCHITECTURE
 from sae_lens_hierarchical.saes.thresholds import (
-    rescale_thresholds,
     track_thresholds,
     unknown_thresholds,
 )
@@ -115,7 +115,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         return resolve_budgets(self.k, budgets, self.budget_weights)
 
 
-class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
+class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
     """A TopK SAE trained to reconstruct well at every budget in J.
 
     The trainer, the data and the dead-latent loss are SAELens's. The loss is the
@@ -124,7 +124,6 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
     """
 
     cfg: HierarchicalTopKTrainingSAEConfig  # type: ignore[assignment]
-    thresholds: Tensor
 
     def __init__(
         self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False
@@ -227,16 +226,6 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         error = reconstruction - (sae_in - sae_out).detach()
         scale = self.cfg.aux_loss_coefficient * min(num_dead / half_d_in, 1.0)
         return scale * error.pow(2).sum(dim=-1).mean()
-
-    @override
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        super().fold_activation_norm_scaling_factor(scaling_factor)
-        rescale_thresholds(self, scaling_factor)
-
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_loading(state_dict)
-        check_state_dict(self, state_dict)
 
     def _feature_acts(
         self, hidden_pre: Tensor, indices: Tensor, values: Tensor
