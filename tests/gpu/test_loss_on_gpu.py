@@ -25,6 +25,7 @@ else:
 from sae_lens_hierarchical.ops import hierarchical_loss_with_residual, loss_budgets
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+DEVICE = "cuda"
 NAMES = ("target", "values", "W_dec", "b_dec")
 
 
@@ -36,15 +37,15 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     index_dtype: torch.dtype = torch.int64,
 ) -> dict[str, Any]:
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
+        return torch.randn(*shape, generator=generator, device=DEVICE).to(dtype)
 
     return {
         "target": normal(batch, d_in),
         "indices": torch.randint(
-            d_sae, (batch, k), generator=generator, device="cuda", dtype=index_dtype
+            d_sae, (batch, k), generator=generator, device=DEVICE, dtype=index_dtype
         ),
         "values": normal(batch, k).relu().sort(descending=True).values,
         "W_dec": normal(d_sae, d_in),
@@ -64,12 +65,17 @@ def run(case: dict[str, Any], function: Any = None, **options: Any) -> list[Tens
 
 def assert_parity(case: dict[str, Any], **options: Any) -> None:
     exact = {n: t.double() if t.is_floating_point() else t for n, t in case.items()}
+    # Listing 1's cumsum has no deterministic form on CUDA.
     expected = run(exact, backend="reference", **options)
-    actual = run(case, backend="triton", **options)
-    assert len(actual) == len(expected) == 7
-    for got, wanted in zip(actual, expected, strict=True):
-        atol = TOLERANCE[got.dtype] * max(1.0, wanted.abs().max().item())
-        torch.testing.assert_close(got.double(), wanted, rtol=0, atol=atol)
+
+    def actual() -> list[Tensor]:
+        return run(case, backend="triton", **options)
+
+    for outputs in (actual(), with_reproducible(actual)):
+        assert len(outputs) == len(expected) == 7
+        for got, wanted in zip(outputs, expected, strict=True):
+            atol = TOLERANCE[got.dtype] * max(1.0, wanted.abs().max().item())
+            torch.testing.assert_close(got.double(), wanted, rtol=0, atol=atol)
 
 
 def with_reproducible(function: Any) -> Any:
@@ -98,7 +104,6 @@ def test_parity() -> None:
         k = case["indices"].shape[1]
         for budgets in (loss_budgets(k), loss_budgets(k, 8), [k], [max(1, k // 2)]):
             assert_parity(case, budgets=budgets)
-            with_reproducible(lambda c=case, b=budgets: assert_parity(c, budgets=b))
 
 
 def test_reproducible_gradients_are_bitwise_equal() -> None:
@@ -126,7 +131,7 @@ def test_decoders_of_more_than_two_to_the_31_weights() -> None:
     d_sae, d_in = 2**21, 1032  # 4.3 GB in bfloat16, and 8.7 GB of its gradient
     case = make_case(8, 8, d_in, 64, torch.bfloat16)
     features = case["indices"] + d_sae - 64
-    W_dec = torch.zeros(d_sae, d_in, dtype=torch.bfloat16, device="cuda")
+    W_dec = torch.zeros(d_sae, d_in, dtype=torch.bfloat16, device=DEVICE)
     W_dec[-64:] = case["W_dec"]
     expected = run(case, backend="triton")
 
