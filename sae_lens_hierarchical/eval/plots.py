@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def plot_curves(curves: Mapping[str, Curve]) -> Figure:
     for axes, (name, label) in zip(
         figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True
     ):
-        others = iter(_OTHERS)
+        others = itertools.cycle(_OTHERS)
         for curve_name, curve in curves.items():
             ours = curve.trained_k is None
             ks = [m.k for m in curve.metrics]

@@ -252,6 +252,15 @@ def test_plot_has_a_line_for_each_sae_and_a_dot_at_its_k(
     assert dot.get_xydata().tolist() == [[3, metrics[1].explained_variance]]  # type: ignore[union-attr]
 
 
+def test_plot_takes_any_number_of_saes() -> None:
+    curves = {f"TopK-{k}": Curve(k, [make_metrics(k, 0.5)]) for k in range(1, 8)}
+
+    figure = plot_curves(curves)
+
+    labels = {line.get_label() for line in figure.axes[0].lines}
+    assert labels >= curves.keys()
+
+
 def test_table_round_trips(tmp_path: Path) -> None:
     curves = {
         "ours": Curve(None, [make_metrics(k, 1 / 3 / k) for k in KS]),
