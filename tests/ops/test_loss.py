@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,25 +17,12 @@ from sae_lens_hierarchical.ops import (
     hierarchical_loss,
     hierarchical_loss_with_residual,
 )
+from tests.ops.cases import SPECIALS, Case, make_special, strided
 
 # tests/ops/test_triton.py has the tests of "triton", which takes no float64.
 CPU_BACKENDS: list[Backend] = [b for b in BACKENDS if b != "triton"]
 FAST_BACKENDS: list[Backend] = [b for b in CPU_BACKENDS if b != "reference"]
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2}
-
-
-@dataclasses.dataclass
-class Case:
-    """The arguments of one call."""
-
-    target: Tensor
-    indices: Tensor
-    values: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
-
-    def leaves(self) -> list[Tensor]:
-        return [self.target, self.values, self.W_dec, self.b_dec]
 
 
 def make_case(
@@ -190,34 +176,20 @@ def test_low_precision_is_summed_in_float32(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.parametrize("special", ["one feature", "all zero", "ties", "extremes"])
+@pytest.mark.parametrize("special", SPECIALS)
 def test_special_activations(backend: Backend, special: str) -> None:
     case = make_case(6, 5, 7, 9)
-    if special == "one feature":
-        case.indices = torch.full_like(case.indices, 3)
-    elif special == "all zero":
-        case.values = torch.zeros_like(case.values)
-    elif special == "ties":
-        case.values = torch.ones_like(case.values)
-    else:
-        case.indices[:, ::2], case.indices[:, 1::2] = 0, 8
+    make_special(case, special)
 
     assert_parity(case, TOLERANCE[torch.float64], backend)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_strided_arguments(backend: Backend) -> None:
-    case = make_case(6, 6, 12, 12)
-    strided = Case(
-        target=case.target.T.contiguous().T,
-        indices=case.indices.repeat(1, 2)[:, ::2],
-        values=case.values.T.contiguous().T,
-        W_dec=case.W_dec.T.contiguous().T,
-        b_dec=case.b_dec.repeat_interleave(2)[::2],
-    )
-    same = Case(*(t.contiguous() for t in vars(strided).values()))
+    case = strided(make_case(6, 6, 12, 12))
+    same = Case(*(t.contiguous() for t in vars(case).values()))
 
-    loss, per_budget = hierarchical_loss(**vars(strided), backend=backend)
+    loss, per_budget = hierarchical_loss(**vars(case), backend=backend)
 
     expected = hierarchical_loss(**vars(same), backend="reference")
     torch.testing.assert_close((loss, per_budget), expected)

@@ -6,7 +6,6 @@ The oracle is Listing 1 in float64.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from sae_lens_hierarchical.ops import (
     hierarchical_loss_with_residual,
     loss,
 )
+from tests.ops.cases import SPECIALS, Case, make_special, strided
 
 triton_op = pytest.importorskip("sae_lens_hierarchical.ops.triton.op")
 
@@ -34,17 +34,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # float32 sums and the rounding of a gradient to its argument's dtype.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 ARGUMENTS = ["target", "values", "W_dec", "b_dec"]
-
-
-@dataclasses.dataclass
-class Case:
-    """The arguments of one call."""
-
-    target: Tensor
-    indices: Tensor
-    values: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
 
 
 def make_case(
@@ -176,17 +165,10 @@ def test_shapes_that_take_other_paths(
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("special", ["one feature", "all zero", "ties", "extremes"])
+@pytest.mark.parametrize("special", SPECIALS)
 def test_special_activations(special: str, deterministic: bool) -> None:
     case = make_case(6, 5, 7, 9)
-    if special == "one feature":
-        case.indices = torch.full_like(case.indices, 3)
-    elif special == "all zero":
-        case.values = torch.zeros_like(case.values)
-    elif special == "ties":
-        case.values = torch.ones_like(case.values)
-    else:
-        case.indices[:, ::2], case.indices[:, 1::2] = 0, 8
+    make_special(case, special)
 
     with reproducible(deterministic):
         assert_parity(case)
@@ -199,16 +181,7 @@ def test_several_tokens_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_strided_arguments() -> None:
-    case = make_case(6, 6, 12, 12)
-    strided = Case(
-        target=case.target.T.contiguous().T,
-        indices=case.indices.repeat(1, 2)[:, ::2],
-        values=case.values.T.contiguous().T,
-        W_dec=case.W_dec.T.contiguous().T,
-        b_dec=case.b_dec.repeat_interleave(2)[::2],
-    )
-
-    assert_parity(strided)
+    assert_parity(strided(make_case(6, 6, 12, 12)))
 
 
 @pytest.mark.parametrize(
