@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEConfig
 
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
-from sae_lens_hierarchical.saes.checks import Activation, check_k
+from sae_lens_hierarchical.saes.checks import Activation, check_activation, check_k
 from sae_lens_hierarchical.training.checkpoint import whole_folder
 
 __all__ = ["export", "export_all"]
@@ -75,11 +75,7 @@ def export_all(
 
 
 def _check(sae: HierarchicalTopKSAE, k: int, architecture: str) -> None:
-    if architecture not in get_args(Activation):
-        raise ValueError(
-            f"architecture must be one of {list(get_args(Activation))}, "
-            f"got {architecture!r}"
-        )
+    check_activation("architecture", architecture)
     check_k("k", k, sae.cfg.d_sae)
     if architecture == "jumprelu":
         sae.threshold(k)

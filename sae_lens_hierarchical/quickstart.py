@@ -22,13 +22,11 @@ from sae_lens import (
     LoggingConfig,
     MultiSAETrainingRunner,
     MultiSAETrainingRunnerConfig,
-    TopKSAE,
     TopKTrainingSAEConfig,
     TrainingSAE,
     TrainingSAEConfig,
 )
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
-from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_hierarchical.data import (
@@ -37,14 +35,11 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
+from sae_lens_hierarchical.eval.checkpoints import measure
 from sae_lens_hierarchical.eval.plots import plot_curves
-from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import Curve, write_curves
 from sae_lens_hierarchical.report import html_report, terminal_table
-from sae_lens_hierarchical.saes import (
-    HierarchicalTopKSAE,
-    HierarchicalTopKTrainingSAEConfig,
-)
+from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
 
 __all__ = ["quickstart"]
 
@@ -138,7 +133,7 @@ class _Runner(MultiSAETrainingRunner):
 
 def _train(
     model: HookedSAETransformer, folder: Path, training_tokens: int
-) -> dict[str, HierarchicalTopKSAE]:
+) -> dict[str, SAE[Any]]:
     """Train all SAEs, write them for inference, and load them from there."""
     sizes: dict[str, Any] = {"d_in": model.cfg.d_model, "d_sae": D_SAE}
     configs: dict[str, TrainingSAEConfig] = {
@@ -170,42 +165,21 @@ def _train(
     )
     text = load_bundled_text("train")
     _Runner(cfg, override_dataset=text, override_model=model).run()
-    saes = {}
-    for name in configs:
-        sae = SAE.load_from_disk(folder / name)
-        if not isinstance(sae, HierarchicalTopKSAE):
-            assert isinstance(sae, TopKSAE)  # noqa: S101
-            sae = HierarchicalTopKSAE.from_topk(sae)
-        saes[name] = sae
-    return saes
+    return {name: SAE.load_from_disk(folder / name) for name in configs}
 
 
 def _measure(
-    saes: dict[str, HierarchicalTopKSAE], model: HookedSAETransformer, text: Dataset
+    saes: dict[str, SAE[Any]], model: HookedSAETransformer, text: Dataset
 ) -> dict[str, Curve]:
-    tokens = _held_out_tokens(saes[OURS], model, text)
+    store = ActivationsStore.from_sae(
+        model, saes[OURS], text, streaming=False, context_size=CONTEXT_SIZE
+    )
+    tokens = store.get_batch_tokens(HELD_OUT_CONTEXTS)
+    every_k = range(1, K + 1)
     return {
-        name: Curve(
-            trained_k=None if name == OURS else sae.k_max,
-            metrics=sweep(
-                sae,
-                model,
-                tokens,
-                range(1, K + 1) if name == OURS else GRID,
-                progress=f"Measuring {name}",
-            ),
-        )
+        name: measure(name, sae, model, tokens, every_k if name == OURS else GRID)
         for name, sae in saes.items()
     }
-
-
-def _held_out_tokens(
-    sae: HierarchicalTopKSAE, model: HookedSAETransformer, text: Dataset
-) -> Tensor:
-    store = ActivationsStore.from_sae(
-        model, sae, text, streaming=False, context_size=CONTEXT_SIZE
-    )
-    return store.get_batch_tokens(HELD_OUT_CONTEXTS)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_lens import SAE, ActivationsStore, TopKSAE
 from sae_lens.load_model import load_model
+from torch import Tensor
 
 from sae_lens_hierarchical.data import (
     BUNDLED_MODEL_NAME,
@@ -18,7 +19,7 @@ from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import Curve
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
-__all__ = ["sweep_checkpoints"]
+__all__ = ["measure", "sweep_checkpoints"]
 
 
 def sweep_checkpoints(
@@ -69,19 +70,24 @@ def sweep_checkpoints(
     )
     tokens = store.get_batch_tokens(contexts)
     return {
-        name: Curve(
-            trained_k=_fixed_k(sae),
-            metrics=sweep(
-                sae,
-                model,
-                tokens,
-                ks,
-                batch_size=batch_size,
-                progress=f"Measuring {name}",
-            ),
-        )
+        name: measure(name, sae, model, tokens, ks, batch_size=batch_size)
         for name, sae in saes.items()
     }
+
+
+def measure(
+    name: str,
+    sae: SAE[Any],
+    model: Any,
+    tokens: Tensor,
+    ks: Sequence[int],
+    *,
+    batch_size: int = 16,
+) -> Curve:
+    """Return a SAE's curve, with a progress bar that names it; see ``sweep``."""
+    progress = f"Measuring {name}"
+    metrics = sweep(sae, model, tokens, ks, batch_size=batch_size, progress=progress)
+    return Curve(_fixed_k(sae), metrics)
 
 
 def _load_model(sae: SAE[Any], device: str) -> Any:

@@ -140,8 +140,7 @@ def _sweep(
     for batch in tqdm(batches, desc=progress, leave=False, disable=progress is None):
         run = _Run(model, batch, ~torch.isin(batch, special.to(batch.device)), sae)
         inputs.add(run.x)
-        clean = run.log_probs(run.x)
-        loss_clean += run.loss(clean)
+        loss_clean += run.loss(run.clean)
         loss_zeroed += run.loss(run.log_probs(torch.zeros_like(run.x)))
         ranked = _encode(sae, run.x.to(sae.device), ks[-1])
         _count_firings(firings, ranked, ks)
@@ -151,7 +150,7 @@ def _sweep(
             cosines[n] += F.cosine_similarity(x_hat, run.x).sum().cpu()
             log_probs = run.log_probs(x_hat)
             losses[n] += run.loss(log_probs)
-            kls[n] += run.kl_div(clean, log_probs)
+            kls[n] += run.kl_div(log_probs)
 
     variance = inputs.variance()
     return [
@@ -179,6 +178,7 @@ class _Run:
 
     Attributes:
         x: The model's own activations at the tokens that count, [tokens, d_in].
+        clean: Its own next-token log-probabilities, [n, context, vocab].
     """
 
     def __init__(
@@ -187,7 +187,8 @@ class _Run:
         self.model, self.batch, self.keep = model, batch, keep
         self.hook_name = str(sae.cfg.metadata.hook_name)
         self.head = sae.cfg.metadata.hook_head_index
-        _, cache = model.run_with_cache(batch, names_filter=self.hook_name)
+        logits, cache = model.run_with_cache(batch, names_filter=self.hook_name)
+        self.clean = _log_probs(logits)
         activations = cache[self.hook_name]
         if self.head is not None:
             activations = activations[:, :, self.head]
@@ -207,18 +208,21 @@ class _Run:
             return activations
 
         hooks: Any = [(self.hook_name, replace)]
-        logits = self.model.run_with_hooks(self.batch, fwd_hooks=hooks)
-        return logits.float().log_softmax(dim=-1)
+        return _log_probs(self.model.run_with_hooks(self.batch, fwd_hooks=hooks))
 
     def loss(self, log_probs: Tensor) -> float:
         """Return the summed next-token loss after the tokens that count."""
         of_next = log_probs[:, :-1].gather(-1, self.batch[:, 1:, None]).squeeze(-1)
         return -float(of_next[self.keep[:, :-1]].double().sum())
 
-    def kl_div(self, clean: Tensor, log_probs: Tensor) -> float:
+    def kl_div(self, log_probs: Tensor) -> float:
         """Return KL(clean, other), summed over the tokens that count."""
-        ours, theirs = log_probs[self.keep], clean[self.keep]
-        return float(F.kl_div(ours, theirs, reduction="sum", log_target=True))
+        other, clean = log_probs[self.keep], self.clean[self.keep]
+        return float(F.kl_div(other, clean, reduction="sum", log_target=True))
+
+
+def _log_probs(logits: Any) -> Tensor:
+    return logits.float().log_softmax(dim=-1)
 
 
 def _encode(sae: SAE[Any], x: Tensor, k: int) -> RankedActs:

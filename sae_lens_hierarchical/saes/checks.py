@@ -23,12 +23,11 @@ Activation = Literal["topk", "jumprelu"]
 LARGEST_SIZE = 2**29
 
 
-def check_activation(activation: str) -> None:
+def check_activation(name: str, activation: str) -> None:
     """Raise a ValueError unless ``activation`` is ``"topk"`` or ``"jumprelu"``."""
-    if activation not in get_args(Activation):
-        raise ValueError(
-            f"activation must be one of {get_args(Activation)}, got {activation!r}"
-        )
+    known = list(get_args(Activation))
+    if activation not in known:
+        raise ValueError(f"{name} must be one of {known}, got {activation!r}")
 
 
 def check_size(name: str, size: object) -> None:

@@ -68,7 +68,7 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         if self.k is None:
             self.k = self.k_max
         check_k("k", self.k, self.d_sae)
-        check_activation(self.activation)
+        check_activation("activation", self.activation)
 
 
 class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
@@ -112,7 +112,7 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
 
     @activation.setter
     def activation(self, activation: Activation) -> None:
-        check_activation(activation)
+        check_activation("activation", activation)
         if activation == "jumprelu":
             self.threshold(self.k)
         self.cfg.activation = activation

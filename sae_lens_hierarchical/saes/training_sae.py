@@ -23,7 +23,7 @@ from sae_lens_hierarchical.ops.budgets import resolve_budgets
 from sae_lens_hierarchical.saes.base import SAEWithThresholds
 from sae_lens_hierarchical.saes.checks import check_k
 from sae_lens_hierarchical.saes.normalization import output_map
-from sae_lens_hierarchical.saes.ranked import rank
+from sae_lens_hierarchical.saes.ranked import RankedActs, rank
 from sae_lens_hierarchical.saes.sae import ARCHITECTURE
 from sae_lens_hierarchical.saes.thresholds import (
     track_thresholds,
@@ -159,11 +159,10 @@ class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
         if self.cfg.rescale_acts_by_decoder_norm and not self.cfg.unit_norm_decoder:
             norms = self.W_dec.norm(dim=-1)
             hidden_pre = hidden_pre * norms
-        values, indices = rank(hidden_pre, self.cfg.k, self.cfg.k)
+        ranked = rank(hidden_pre, self.cfg.k, self.cfg.k)
+        values, indices = ranked
         track_thresholds(self.thresholds, hidden_pre)
-        with torch.no_grad():
-            feature_acts = self._feature_acts(hidden_pre, indices, values)
-        feature_acts = self.hook_sae_acts_post(feature_acts)
+        feature_acts = self.hook_sae_acts_post(self._feature_acts(ranked))
 
         decoded = values if norms is None else values * (1 / norms)[indices]
         target = sae_in
@@ -227,11 +226,11 @@ class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
         scale = self.cfg.aux_loss_coefficient * min(num_dead / half_d_in, 1.0)
         return scale * error.pow(2).sum(dim=-1).mean()
 
-    def _feature_acts(
-        self, hidden_pre: Tensor, indices: Tensor, values: Tensor
-    ) -> Tensor:
+    @torch.no_grad()
+    def _feature_acts(self, ranked: RankedActs) -> Tensor:
         if not self.cfg.use_sparse_activations:
-            return torch.zeros_like(hidden_pre).scatter_(-1, indices, values)
+            return ranked.to_dense(self.cfg.d_sae)
+        values, indices = ranked
         tokens = indices.shape[:-1].numel()
         token = torch.arange(tokens, device=indices.device)
         return torch.sparse_coo_tensor(

@@ -11,7 +11,7 @@ import sae_lens
 from sae_lens import TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-__all__ = ["LanguageModelSAERunnerConfig"]
+__all__ = ["LanguageModelSAERunnerConfig", "did_you_mean"]
 
 
 class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
@@ -50,20 +50,27 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
     ) -> None:
         if (sae is None) == (architecture is None):
             raise ValueError("give either architecture or sae, and not both")
+        config_class = None if architecture is None else _config_class(architecture)
         runner_names = _init_names(sae_lens.LanguageModelSAERunnerConfig)
-        sae_names: set[str] = set()
-        if architecture is not None:
-            config_class = _config_class(architecture)
-            sae_names = _init_names(config_class)
-            _refuse_unknown(settings, runner_names | sae_names)
+        sae_names = set() if config_class is None else _init_names(config_class)
+        known = runner_names | sae_names
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"unknown field {name!r}{did_you_mean(name, known)}")
+        if config_class is not None:
             of_sae = {n: v for n, v in settings.items() if n in sae_names}
             missing = [n for n in ("d_in", "d_sae") if n not in of_sae]
             if missing:
                 raise TypeError(f"{architecture} needs the fields {missing}")
             sae = config_class(**of_sae)
-        _refuse_unknown(settings, runner_names | sae_names)
         of_runner = {n: v for n, v in settings.items() if n in runner_names}
         super().__init__(sae=sae, **of_runner)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the known ones like it."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _config_class(architecture: str) -> type[TrainingSAEConfig]:
@@ -75,11 +82,3 @@ def _config_class(architecture: str) -> type[TrainingSAEConfig]:
 
 def _init_names(config_class: type) -> set[str]:
     return {field.name for field in fields(config_class) if field.init} - {"sae"}
-
-
-def _refuse_unknown(settings: Iterable[str], known: set[str]) -> None:
-    for name in settings:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise TypeError(f"unknown field {name!r}{hint}")

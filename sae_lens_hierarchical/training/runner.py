@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import signal
 import threading
@@ -27,7 +26,10 @@ from sae_lens_hierarchical.training.activations_store import (
     TrackedPrefetch,
 )
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint, whole_folder
-from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
+from sae_lens_hierarchical.training.config import (
+    LanguageModelSAERunnerConfig,
+    did_you_mean,
+)
 from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 
 __all__ = ["LanguageModelSAETrainingRunner"]
@@ -193,8 +195,7 @@ def _check_hook(
 ) -> None:
     """Run one token through the model to see whether its hook has ``d_in`` entries."""
     if cfg.hook_name not in model.hook_dict:
-        close = difflib.get_close_matches(cfg.hook_name, model.hook_dict, n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean(cfg.hook_name, model.hook_dict)
         raise ValueError(f"hook_name {cfg.hook_name!r} is no hook of the model{hint}")
     _, cache = model.run_with_cache(
         torch.zeros(1, 1, dtype=torch.long, device=cfg.llm_device),
