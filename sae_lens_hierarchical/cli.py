@@ -55,7 +55,16 @@ def main(args: Sequence[str] | None = None) -> int:
     sweep.add_argument(
         "--dataset", metavar="NAME", help="default: what the first one was trained on"
     )
-    sweep.add_argument("--contexts", type=int, default=64, help="default: 64")
+    sweep.add_argument("--contexts", type=int, default=256, help="default: 256")
+    sweep.add_argument(
+        "--ce-contexts",
+        type=int,
+        default=64,
+        help="contexts to run the model on with the SAEs' outputs (default: 64)",
+    )
+    sweep.add_argument(
+        "--jumprelu", action="store_true", help="read SAEs by a threshold as well"
+    )
     sweep.add_argument("--batch-size", type=int, default=16, help="default: 16")
     sweep.add_argument("--device", default="cpu", help="default: cpu")
     sweep.add_argument(
@@ -93,7 +102,10 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     push.add_argument("--licence", metavar="NAME", help="for the card, such as mit")
     push.add_argument(
-        "--metrics", type=Path, metavar="CSV", help="the quickstart's, for the card"
+        "--metrics",
+        type=Path,
+        metavar="PARQUET",
+        help="the quickstart's or a sweep's, for the card",
     )
     push.add_argument("--private", action="store_true", help="if it is a new one")
     push.set_defaults(run=_push)
@@ -152,22 +164,24 @@ def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
 
     from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
     from sae_lens_hierarchical.eval.plots import plot_curves
-    from sae_lens_hierarchical.eval.table import write_curves
+    from sae_lens_hierarchical.eval.table import write_table
     from sae_lens_hierarchical.report import terminal_table
 
-    curves = sweep_checkpoints(
+    table = sweep_checkpoints(
         options.checkpoint,
         options.k,
         dataset=options.dataset,
         contexts=options.contexts,
+        ce_contexts=options.ce_contexts,
         batch_size=options.batch_size,
+        jumprelu=options.jumprelu,
         device=options.device,
     )
     options.output.mkdir(parents=True, exist_ok=True)
-    write_curves(options.output / "metrics.csv", curves)
-    plot_curves(curves).savefig(options.output / "pareto.png", dpi=150)
-    Console().print(terminal_table(curves, options.k))
-    print(f"{options.output}/metrics.csv and {options.output}/pareto.png")
+    write_table(options.output / "metrics.parquet", table)
+    plot_curves(table).savefig(options.output / "pareto.png", dpi=150)
+    Console().print(terminal_table(table, options.k))
+    print(f"{options.output}/metrics.parquet (and .csv), {options.output}/pareto.png")
     return 0
 
 
@@ -187,16 +201,14 @@ def _export(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _push(options: argparse.Namespace, _rest: list[str]) -> int:
-    from sae_lens_hierarchical.eval.table import read_curves
+    from sae_lens_hierarchical.eval.table import read_table
     from sae_lens_hierarchical.hub import push_to_hub
 
     metrics = None
     if options.metrics is not None:
-        curves = read_curves(options.metrics).values()
-        ours = [curve.metrics for curve in curves if curve.trained_k is None]
-        if len(ours) != 1:
-            raise ValueError(f"{options.metrics} must hold one SAE trained at every k")
-        (metrics,) = ours
+        metrics = [row for row in read_table(options.metrics).rows if row.ours]
+        if len({row.sae for row in metrics}) != 1:
+            raise ValueError(f"{options.metrics} must hold one HierarchicalTopK SAE")
     address = push_to_hub(
         options.checkpoint,
         options.repo_id,

@@ -15,8 +15,7 @@ from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
 
 from sae_lens_hierarchical.eval.plots import plot_curves
-from sae_lens_hierarchical.eval.sweep import BudgetMetrics
-from sae_lens_hierarchical.eval.table import Curve
+from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.report import COLUMNS, table_rows
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
@@ -100,7 +99,7 @@ def push_to_hub(
         plot = None
         if metrics:
             plot = hf_hub_url(repo_id, f"{root}/{_PLOT}", revision=revision)
-            figure = plot_curves({"HierarchicalTopK": Curve(None, list(metrics))})
+            figure = plot_curves(MetricsTable(list(metrics)))
             figure.savefig(staging / _PLOT, dpi=150)
         card = model_card(
             sae, repo_id, sae_ids, metrics=metrics, plot=plot, licence=licence
@@ -155,7 +154,7 @@ def model_card(
         _loading_code(repo_id, sae_ids, plugin=ours),
     ]
     if metrics:
-        rows = table_rows({"HierarchicalTopK": Curve(None, list(metrics))})
+        rows = table_rows(metrics)
         parts += ["## At each k", _table([row[1:] for row in (COLUMNS, *rows)])]
     if plot is not None:
         parts.append(f"![Metrics against k]({plot})")

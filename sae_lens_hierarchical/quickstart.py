@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.console import Console
 from sae_lens import (
     SAE,
-    ActivationsStore,
     HookedSAETransformer,
     LoggingConfig,
     MultiSAETrainingRunner,
@@ -35,9 +33,9 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
-from sae_lens_hierarchical.eval.checkpoints import measure
+from sae_lens_hierarchical.eval.checkpoints import sweep_text
 from sae_lens_hierarchical.eval.plots import plot_curves
-from sae_lens_hierarchical.eval.table import Curve, write_curves
+from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.report import html_report, terminal_table
 from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
 
@@ -45,7 +43,8 @@ __all__ = ["quickstart"]
 
 K = 32
 FIXED_KS = (2, 8, 32)
-GRID = (1, 2, 4, 8, 16, 32)
+KS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+TABLE_KS = (1, 2, 4, 8, 16, 32)
 D_SAE = 1024
 BATCH_SIZE = 512
 CONTEXT_SIZE = 128
@@ -57,17 +56,17 @@ def quickstart(
     output: Path = Path("quickstart_output"),
     seed: int = 0,
     training_tokens: int = 600_000,
-) -> dict[str, Curve]:
+) -> MetricsTable:
     """Train on the bundled model and write what came of it. Needs no network or GPU.
 
     Args:
-        output: The folder to write: the SAEs, ``metrics.csv``, ``pareto.png`` and
-            ``report.html``.
+        output: The folder to write: the SAEs, ``metrics.parquet`` (and ``.csv``),
+            ``pareto.png`` and ``report.html``.
         seed: Fixes every random choice.
         training_tokens: Tokens that each SAE sees.
 
     Returns:
-        Each SAE's metrics.
+        What each SAE does at each k.
     """
     start = time.monotonic()
     console = Console()
@@ -79,12 +78,19 @@ def quickstart(
     )
     with _quiet(), _one_thread_an_operation():
         saes = _train(model, output / "saes", training_tokens)
-        curves = _measure(saes, model, load_bundled_text("held_out"))
+        table = sweep_text(
+            saes,
+            model,
+            load_bundled_text("held_out"),
+            KS,
+            contexts=HELD_OUT_CONTEXTS,
+            ce_contexts=HELD_OUT_CONTEXTS,
+        )
 
     output.mkdir(parents=True, exist_ok=True)
-    write_curves(output / "metrics.csv", curves)
+    write_table(output / "metrics.parquet", table)
     plot = io.BytesIO()
-    plot_curves(curves).savefig(plot, format="png", dpi=150)
+    plot_curves(table).savefig(plot, format="png", dpi=150)
     (output / "pareto.png").write_bytes(plot.getvalue())
     sae_path = output / "saes" / OURS
     code = [
@@ -100,14 +106,14 @@ def quickstart(
         "Activations": f"{BUNDLED_HOOK_NAME}, special tokens left out",
         "Training": f"{training_tokens:,} tokens, batches of {BATCH_SIZE}, "
         f"{D_SAE} features, seed {seed}",
-        "Measured on": f"{HELD_OUT_CONTEXTS * CONTEXT_SIZE:,} tokens of text that "
+        "Measured on": f"{table.rows[0].tokens:,} tokens of text that "
         "neither the model nor the SAEs had seen",
         "torch": torch.__version__,
     }
-    page = html_report("One SAE at every k", curves, plot.getvalue(), facts, code)
+    page = html_report("One SAE at every k", table, plot.getvalue(), facts, code)
     (output / "report.html").write_text(page, encoding="utf-8")
 
-    console.print(terminal_table(curves, GRID))
+    console.print(terminal_table(table, TABLE_KS))
     console.print()
     console.print(f"Took {time.monotonic() - start:.0f} s. Plot: {output}/pareto.png")
     console.print(f"Report: {output}/report.html")
@@ -116,7 +122,7 @@ def quickstart(
     console.print(
         "  sae-lens-hierarchical train --preset gemma-2-2b-layer-12", highlight=False
     )
-    return curves
+    return table
 
 
 class _Runner(MultiSAETrainingRunner):
@@ -166,20 +172,6 @@ def _train(
     text = load_bundled_text("train")
     _Runner(cfg, override_dataset=text, override_model=model).run()
     return {name: SAE.load_from_disk(folder / name) for name in configs}
-
-
-def _measure(
-    saes: dict[str, SAE[Any]], model: HookedSAETransformer, text: Dataset
-) -> dict[str, Curve]:
-    store = ActivationsStore.from_sae(
-        model, saes[OURS], text, streaming=False, context_size=CONTEXT_SIZE
-    )
-    tokens = store.get_batch_tokens(HELD_OUT_CONTEXTS)
-    every_k = range(1, K + 1)
-    return {
-        name: measure(name, sae, model, tokens, every_k if name == OURS else GRID)
-        for name, sae in saes.items()
-    }
 
 
 @contextmanager

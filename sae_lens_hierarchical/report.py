@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich.table import Table
 
-from sae_lens_hierarchical.eval.table import Curve
+from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 
 __all__ = ["COLUMNS", "html_report", "table_rows", "terminal_table"]
 
@@ -34,26 +34,26 @@ dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.5rem; }
 """
 
 
-def table_rows(curves: Mapping[str, Curve]) -> list[tuple[str, ...]]:
-    """Return a row for each SAE and k, grouped by k, in the order of ``COLUMNS``."""
-    ks = sorted({m.k for curve in curves.values() for m in curve.metrics})
+def table_rows(rows: Iterable[BudgetMetrics]) -> list[tuple[str, ...]]:
+    """Return cells for each SAE and k, grouped by k, in the order of ``COLUMNS``.
+
+    Other ways of reading a SAE than by its k largest features are left out.
+    """
+    by_rank = [row for row in rows if row.activation == "topk"]
     return [
         (
-            name,
-            str(m.k),
-            f"{m.explained_variance:.3f}",
-            f"{m.fvu:.3f}",
-            f"{m.ce_loss_score:.3f}",
-            str(m.dead_features),
+            row.sae,
+            str(row.k),
+            f"{row.explained_variance:.3f}",
+            f"{row.fvu:.3f}",
+            f"{row.ce_loss_score:.3f}",
+            str(row.dead_features),
         )
-        for k in ks
-        for name, curve in curves.items()
-        for m in curve.metrics
-        if m.k == k
+        for row in sorted(by_rank, key=lambda row: row.k)
     ]
 
 
-def terminal_table(curves: Mapping[str, Curve], ks: Collection[int]) -> Table:
+def terminal_table(table: MetricsTable, ks: Collection[int]) -> Table:
     """Return a table for the terminal with a section for each k of ``ks``.
 
     SAEs trained at all k stand out, those away from the one k of theirs are dim.
@@ -62,24 +62,26 @@ def terminal_table(curves: Mapping[str, Curve], ks: Collection[int]) -> Table:
     columns = ("SAE", "k", "EV", "FVU", "CE recovered", "dead")
     caption = (
         "EV: explained variance. FVU: unexplained variance. CE recovered: of the loss "
-        "that zeros in place of the activations cost. dead: features never active."
+        "that zeros in place of the activations cost. dead: features never active, on "
+        f"{table.rows[0].tokens:,} tokens."
     )
-    table = Table(*columns, caption=caption)
-    for column in table.columns[1:]:
+    shown = Table(*columns, caption=caption)
+    for column in shown.columns[1:]:
         column.justify = "right"
-    rows = [row for row in table_rows(curves) if int(row[1]) in ks]
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        trained_k = curves[row[0]].trained_k
-        at_home = str(trained_k) == row[1]
-        style = "bold" if trained_k is None else None if at_home else "dim"
-        ends_k = following is not None and following[1] != row[1]
-        table.add_row(*row, style=style, end_section=ends_k)
-    return table
+    ours = {row.sae for row in table.rows if row.ours}
+    trained_k = {row.sae: str(row.trained_k) for row in table.rows}
+    cells = [row for row in table_rows(table.rows) if int(row[1]) in ks]
+    for row, following in zip(cells, [*cells[1:], None], strict=True):
+        name, k, *_ = row
+        style = "bold" if name in ours else None if trained_k[name] == k else "dim"
+        ends_k = following is not None and following[1] != k
+        shown.add_row(*row, style=style, end_section=ends_k)
+    return shown
 
 
 def html_report(
     title: str,
-    curves: Mapping[str, Curve],
+    table: MetricsTable,
     plot_png: bytes,
     facts: Mapping[str, str],
     code: Sequence[str],
@@ -88,18 +90,18 @@ def html_report(
 
     Args:
         title: The page's title.
-        curves: What the table shows.
+        table: What the table shows.
         plot_png: The plot, a PNG file's bytes.
         facts: What was run: names and values.
         code: Lines of Python that load the SAE.
     """
-    ours = {name for name, curve in curves.items() if curve.trained_k is None}
+    ours = {row.sae for row in table.rows if row.ours}
     head = "".join(f"<th>{column}</th>" for column in COLUMNS)
     body = "\n".join(
         f"<tr{' class=ours' if row[0] in ours else ''}>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         + "</tr>"
-        for row in table_rows(curves)
+        for row in table_rows(table.rows)
     )
     definitions = "\n".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
-from sae_lens_hierarchical.eval.sweep import BudgetMetrics
+from sae_lens_hierarchical.eval.table import BudgetMetrics
 from tests.hub_server import HubServer
 
 # The tests' tensors are small: threads would mostly wait for each other.
@@ -36,20 +37,29 @@ torch.set_num_threads(1)
 MakeConfig = Callable[..., LanguageModelSAERunnerConfig]
 
 
-def make_metrics(k: int, explained_variance: float) -> BudgetMetrics:
-    return BudgetMetrics(
-        k=k,
-        tokens=1000,
-        l0=k - 0.5,
-        explained_variance=explained_variance,
-        fvu=0.2,
-        mse=1.5,
-        cosine_similarity=0.9,
-        ce_loss_score=0.3,
-        kl_div=0.1,
-        dead_features=k,
-        almost_dead_features=k + 1,
-    )
+def make_metrics(k: int, explained_variance: float, **changes: Any) -> BudgetMetrics:
+    settings: dict[str, Any] = {
+        "sae": "HierarchicalTopK",
+        "architecture": "hierarchical_topk",
+        "trained_k": 32,
+        "activation": "topk",
+        "k": k,
+        "tokens": 1000,
+        "ce_tokens": 500,
+        "l0": k - 0.5,
+        "explained_variance": explained_variance,
+        "fvu": 0.2,
+        "mse": 1.5,
+        "cosine_similarity": 0.9,
+        "ce_loss_score": 0.3,
+        "kl_div": 0.1,
+        "dead_features": k,
+        "almost_dead_features": k + 1,
+        "frequency": np.linspace(0, 1, 5, dtype=np.float32),
+        "mean_squared_activation": np.arange(5, dtype=np.float32),
+        "cosine_to_next": np.linspace(1, 0.5, k - 1, dtype=np.float32),
+    }
+    return BudgetMetrics(**settings | changes)
 
 
 @pytest.fixture(autouse=True)

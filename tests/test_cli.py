@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sae_lens_hierarchical import (
 )
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, BUNDLED_MODEL_NAME
-from sae_lens_hierarchical.eval.table import Curve, read_curves, write_curves
+from sae_lens_hierarchical.eval.table import MetricsTable, read_table, write_table
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
 from tests.conftest import MakeConfig, make_metrics
@@ -92,13 +93,16 @@ def test_sweep_measures_any_saes(
 
     assert main(["sweep", *folders, *options]) == 0
 
-    curves = read_curves(output / "metrics.csv")
-    assert {name: curve.trained_k for name, curve in curves.items()} == {
-        "ours": None,
-        "topk": 4,
+    table = read_table(output / "metrics.parquet")
+    assert {row.sae: row.trained_k for row in table.rows} == {"ours": 8, "topk": 4}
+    assert [row.k for row in table.select(sae="topk")] == [1, 4, 16]
+    assert 50 < table.rows[0].tokens <= 2 * 31
+    weights = (tmp_path / "ours" / "sae_weights.safetensors").read_bytes()
+    assert table.provenance["checkpoints"]["ours"] == {
+        "path": str(tmp_path / "ours"),
+        "sha256": hashlib.sha256(weights).hexdigest(),
     }
-    assert [m.k for m in curves["topk"].metrics] == [1, 4, 16]
-    assert 50 < curves["ours"].metrics[0].tokens <= 2 * 31
+    assert table.provenance["text"] == "bundled, held out"
     assert (output / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert "ours" in capsys.readouterr().out
     assert main(["sweep", *folders, "--k", "4,1"]) == 2
@@ -173,18 +177,19 @@ def test_quickstart_writes_what_it_says_and_repeats(
         quickstart(tmp_path / name, training_tokens=8_192) for name in ("a", "b")
     )
 
-    assert first == second
+    assert first.rows == second.rows
     out = capsys.readouterr().out
-    for name in ("metrics.csv", "pareto.png", "report.html"):
+    for name in ("metrics.parquet", "metrics.csv", "pareto.png", "report.html"):
         assert (tmp_path / "a" / name).stat().st_size > 500
     assert str(tmp_path / "a" / "report.html") in out.replace("\n", "")
     sae = SAE.load_from_disk(tmp_path / "a" / "saes" / "HierarchicalTopK")
     assert isinstance(sae, HierarchicalTopKSAE)
-    with (tmp_path / "a" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    ours = [row for row in rows if row["sae"] == "HierarchicalTopK"]
-    assert [int(row["k"]) for row in ours] == list(range(1, sae.k_max + 1))
-    assert all(torch.isfinite(torch.tensor(float(r["fvu"]))) for r in rows)
+    table = read_table(tmp_path / "a" / "metrics.parquet")
+    assert table == first
+    for name in table.saes():
+        ks = [row.k for row in table.select(sae=name)]
+        assert (ks[0], ks[-1]) == (1, sae.k_max)
+    assert all(math.isfinite(row.fvu) for row in table.rows)
     page = (tmp_path / "a" / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page
@@ -264,21 +269,21 @@ def test_push_shows_the_quickstarts_metrics(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_sae(tmp_path / "sae")
-    table = tmp_path / "metrics.csv"
-    ours = Curve(None, [make_metrics(k, 0.125 * k) for k in (1, 4)])
-    fixed = Curve(2, [make_metrics(2, 0.999)])
+    path = tmp_path / "metrics.parquet"
+    ours = [make_metrics(k, 0.125 * k) for k in (1, 4)]
+    fixed = make_metrics(2, 0.999, sae="TopK-2", architecture="topk", trained_k=2)
     push = ["push", str(tmp_path / "sae"), "user/repo", "--sae-id", "a"]
 
-    write_curves(table, {"HierarchicalTopK": ours, "TopK-2": fixed})
-    assert main([*push, "--metrics", str(table)]) == 0
+    write_table(path, MetricsTable([*ours, fixed]))
+    assert main([*push, "--metrics", str(path)]) == 0
 
     files = hub.files("user/repo")
     assert b"| 4 | 0.500 |" in files["a/README.md"]
     assert b"0.999" not in files["a/README.md"]
     assert files["a/pareto.png"].startswith(b"\x89PNG")
-    write_curves(table, {"TopK-2": fixed})
-    assert main([*push, "--metrics", str(table)]) == 2
-    assert "must hold one SAE trained at every k" in capsys.readouterr().err
+    write_table(path, MetricsTable([fixed]))
+    assert main([*push, "--metrics", str(path)]) == 2
+    assert "must hold one HierarchicalTopK SAE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

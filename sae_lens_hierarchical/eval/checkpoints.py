@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE, ActivationsStore, TopKSAE
+import torch
+from datasets import Dataset
+from sae_lens import SAE, ActivationsStore
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from sae_lens.load_model import load_model
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sae_lens_hierarchical.data import (
     BUNDLED_MODEL_NAME,
@@ -16,10 +25,11 @@ from sae_lens_hierarchical.data import (
     load_bundled_text,
 )
 from sae_lens_hierarchical.eval.sweep import sweep
-from sae_lens_hierarchical.eval.table import Curve
-from sae_lens_hierarchical.saes import HierarchicalTopKSAE
+from sae_lens_hierarchical.eval.table import MetricsTable
 
-__all__ = ["measure", "sweep_checkpoints"]
+__all__ = ["sweep_checkpoints", "sweep_text"]
+
+_PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
 
 
 def sweep_checkpoints(
@@ -27,23 +37,27 @@ def sweep_checkpoints(
     ks: Sequence[int],
     *,
     dataset: str | None = None,
-    contexts: int = 64,
+    contexts: int = 256,
+    ce_contexts: int = 64,
     batch_size: int = 16,
+    jumprelu: bool = False,
     device: str = "cpu",
-) -> dict[str, Curve]:
-    """Measure SAEs at each k on the same text, with progress bars.
+) -> MetricsTable:
+    """Measure SAEs at each k on the same text, with a progress bar.
 
     Args:
         checkpoints: Folders of SAEs of SAELens that were trained on one model.
         ks: Strictly increasing numbers of features.
         dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
             first SAE was trained on, or for the bundled model its held-out text.
-        contexts: How many contexts to measure on.
+        contexts: How many contexts to measure on, where the text has as many.
+        ce_contexts: On how many of them to run the model with the SAEs' outputs too.
         batch_size: Contexts in one forward pass of the model.
+        jumprelu: Whether to read SAEs by a threshold as well.
         device: Where to put the model and the SAEs.
 
     Returns:
-        Each SAE's metrics by its folder's name, or its path where names clash.
+        The table. SAEs are called by their folders' names, or paths where names clash.
 
     Raises:
         ValueError: If ``ks`` does not fit, or the SAEs say nothing of their model or
@@ -56,56 +70,113 @@ def sweep_checkpoints(
     names = {name: sae.cfg.metadata.model_name for name, sae in saes.items()}
     if None in names.values() or len(set(names.values())) > 1:
         raise ValueError(f"the SAEs must name one model in their metadata, got {names}")
-    first = next(iter(saes.values()))
-    model = _load_model(first, device)
-    bundled = first.cfg.metadata.model_name == BUNDLED_MODEL_NAME
-    store = ActivationsStore.from_sae(
+    metadata = next(iter(saes.values())).cfg.metadata
+    text: str | Dataset = dataset or metadata.dataset_path
+    if metadata.model_name == BUNDLED_MODEL_NAME:
+        model = load_bundled_model(device)
+        if dataset is None:
+            text = load_bundled_text("held_out")
+            dataset = "bundled, held out"
+    else:
+        model = load_model(
+            metadata.model_class_name or "HookedTransformer",
+            metadata.model_name,
+            device=device,
+            model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs,
+        )
+    table = sweep_text(
+        saes,
         model,
-        first,
-        load_bundled_text("held_out")
-        if bundled and dataset is None
-        else dataset or first.cfg.metadata.dataset_path,
-        streaming=not bundled,
-        device=device,
+        text,
+        ks,
+        contexts=contexts,
+        ce_contexts=ce_contexts,
+        batch_size=batch_size,
+        jumprelu=jumprelu,
     )
-    tokens = store.get_batch_tokens(contexts)
-    return {
-        name: measure(name, sae, model, tokens, ks, batch_size=batch_size)
-        for name, sae in saes.items()
+    table.provenance["text"] = dataset or metadata.dataset_path
+    table.provenance["checkpoints"] = {
+        name: {"path": str(path.resolve()), "sha256": _sha256(path)}
+        for name, path in paths.items()
     }
+    return table
 
 
-def measure(
-    name: str,
-    sae: SAE[Any],
+def sweep_text(
+    saes: Mapping[str, SAE[Any]],
     model: Any,
-    tokens: Tensor,
+    text: str | Dataset,
     ks: Sequence[int],
     *,
+    contexts: int = 256,
+    ce_contexts: int = 64,
     batch_size: int = 16,
-) -> Curve:
-    """Return a SAE's curve, with a progress bar that names it; see ``sweep``."""
-    progress = f"Measuring {name}"
-    metrics = sweep(sae, model, tokens, ks, batch_size=batch_size, progress=progress)
-    return Curve(_fixed_k(sae), metrics)
+    jumprelu: bool = False,
+) -> MetricsTable:
+    """Measure loaded SAEs on a text that SAELens cuts into contexts; see above.
 
-
-def _load_model(sae: SAE[Any], device: str) -> Any:
-    metadata = sae.cfg.metadata
-    if metadata.model_name == BUNDLED_MODEL_NAME:
-        return load_bundled_model(device)
-    return load_model(
-        metadata.model_class_name or "HookedTransformer",
-        metadata.model_name,
-        device=device,
-        model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs,
+    Args:
+        saes: By name; the first one's metadata say how to cut the text.
+        model: The language model that all were trained on.
+        text: A data set, or its name on the Hub or path.
+        ks: Strictly increasing numbers of features.
+        contexts: How many contexts to measure on, where the text has as many.
+        ce_contexts: On how many of them to run the model with the SAEs' outputs too.
+        batch_size: Contexts in one forward pass of the model.
+        jumprelu: Whether to read SAEs by a threshold as well.
+    """
+    first = next(iter(saes.values()))
+    store = ActivationsStore.from_sae(
+        model, first, text, streaming=isinstance(text, str), device=str(first.device)
+    )
+    batches = tqdm(
+        _batches(store, contexts, batch_size),
+        desc=f"Measuring {len(saes)} SAEs",
+        total=math.ceil(contexts / batch_size),
+        unit="batch",
+        leave=False,
+    )
+    rows = sweep(
+        saes,
+        model,
+        batches,
+        ks,
+        ce_batches=math.ceil(ce_contexts / batch_size),
+        jumprelu=jumprelu,
+    )
+    metadata = first.cfg.metadata
+    return MetricsTable(
+        rows,
+        {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": {package: version(package) for package in _PACKAGES},
+            "device": _device_name(first.device),
+            "model": metadata.model_name,
+            "hooks": sorted({str(sae.cfg.metadata.hook_name) for sae in saes.values()}),
+            "text": text if isinstance(text, str) else "in memory",
+            "context_size": store.context_size,
+            "tokens": rows[0].tokens,
+            "ce_tokens": rows[0].ce_tokens,
+        },
     )
 
 
-def _fixed_k(sae: SAE[Any]) -> int | None:
-    """Return the k that a SAE is meant for: for one without k, the mean l0 it had."""
-    if isinstance(sae, HierarchicalTopKSAE):
-        return None
-    if isinstance(sae, TopKSAE):
-        return sae.cfg.k
-    return round(sae.cfg.metadata.get("l0", 0))
+def _batches(
+    store: ActivationsStore, contexts: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield up to so many contexts of a text, once each, [batch_size, context]."""
+    sequences = itertools.islice(store.iterable_sequences, contexts)
+    while batch := list(itertools.islice(sequences, batch_size)):
+        yield torch.stack(batch).to(store.device)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _sha256(checkpoint: Path) -> str:
+    digest = hashlib.sha256()
+    with (checkpoint / SAE_WEIGHTS_FILENAME).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

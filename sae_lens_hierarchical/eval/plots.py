@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from sae_lens_hierarchical.eval.table import Curve
+from sae_lens_hierarchical.eval.table import MetricsTable
 
 __all__ = ["plot_curves"]
 
@@ -20,22 +19,23 @@ _OURS = "#1f4e9c"
 _OTHERS = ("#d9822b", "#3a9a6b", "#9a5fb8", "#8a8a8a")
 
 
-def plot_curves(curves: Mapping[str, Curve]) -> Figure:
+def plot_curves(table: MetricsTable) -> Figure:
     """Plot explained variance, CE loss recovered and dead features against k.
 
     A SAE trained at one k has a dot there.
     """
-    largest = max(m.k for curve in curves.values() for m in curve.metrics)
+    largest = max(row.k for row in table.rows)
     ticks = [2**n for n in range(largest.bit_length())]
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     for axes, (name, label) in zip(
         figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True
     ):
         others = itertools.cycle(_OTHERS)
-        for curve_name, curve in curves.items():
-            ours = curve.trained_k is None
-            ks = [m.k for m in curve.metrics]
-            values = [getattr(m, name) for m in curve.metrics]
+        for sae in table.saes():
+            rows = table.select(sae=sae, activation="topk")
+            ours, trained_k = rows[0].ours, rows[0].trained_k
+            ks = [row.k for row in rows]
+            values = [getattr(row, name) for row in rows]
             color = _OURS if ours else next(others)
             axes.plot(
                 ks,
@@ -43,11 +43,11 @@ def plot_curves(curves: Mapping[str, Curve]) -> Figure:
                 color=color,
                 linewidth=2.6 if ours else 1.4,
                 linestyle="-" if ours else "--",
-                label=curve_name,
+                label=sae,
                 zorder=3 if ours else 2,
             )
-            if curve.trained_k in ks:
-                at = ks.index(curve.trained_k)
+            if trained_k in ks and not ours:
+                at = ks.index(trained_k)
                 axes.plot(ks[at], values[at], "o", color=color, markersize=8, zorder=4)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(k) for k in ticks])

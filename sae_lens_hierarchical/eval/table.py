@@ -1,63 +1,159 @@
-"""Metrics as a CSV file: one row for each SAE and k."""
+"""One tidy table of what SAEs do: a row for each SAE, way of reading it and k."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from sae_lens_hierarchical.eval.sweep import BudgetMetrics
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-__all__ = ["Curve", "read_curves", "write_curves"]
+__all__ = ["OURS", "BudgetMetrics", "MetricsTable", "read_table", "write_table"]
 
-_METRICS = [field.name for field in fields(BudgetMetrics)]
-_INTEGERS = ("k", "tokens", "dead_features", "almost_dead_features")
+OURS = "hierarchical_topk"
+
+_PROVENANCE = b"sae_lens_hierarchical"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetMetrics:
+    """What one SAE does at one k, over all tokens but the special ones.
+
+    Attributes:
+        sae: The SAE's name.
+        architecture: ``hierarchical_topk``, ``topk``, ``jumprelu``, ``gated``,
+            ``standard``; ``batchtopk`` for JumpReLU SAEs with one threshold for all
+            features, as BatchTopK and Matryoshka SAEs are once trained.
+        trained_k: The k that a SAE was trained at: K for HierarchicalTopK, and its own
+            mean l0, rounded, for a SAE that has no k.
+        activation: How it was read. ``topk``: the k largest features of each token.
+            ``jumprelu``: all features above a threshold that k exceed on average (B.5).
+            ``own``: as a SAE without k is by itself, with ``k`` = ``trained_k``.
+        k: The number of features.
+        tokens: How many tokens were measured.
+        ce_tokens: How many of them the model was run on for the next two metrics; 0
+            where it was on none, and those are NaN.
+        ce_loss_score: How much of the cross-entropy loss that zeros in place of the
+            activations cost is won back by x̂: 1 is all of it.
+        kl_div: KL of the model's next-token distribution with x̂ from that with x, nats.
+        l0: The mean number of active features (§3.1).
+        explained_variance: 1 - E‖x - x̂‖² / Var(x), as SAELens has it.
+        fvu: Var(x - x̂) / Var(x) (§3.1).
+        mse: E‖x - x̂‖², summed over d_in.
+        cosine_similarity: The mean cosine of x and x̂.
+        dead_features: Features that were active on no token.
+        almost_dead_features: Features active on fewer than one token in 10⁵ (§3.5).
+            Of fewer than 10⁵ tokens these are just the dead ones, and only of some 10⁶
+            does a feature's count say which side it is on.
+        frequency: The fraction of tokens on which each feature was active, [d_sae],
+            float32 (B.4).
+        mean_squared_activation: E(l_i ‖e_i‖)² of each feature over the tokens on which
+            it was active, [d_sae], float32; NaN for one that never was (B.4).
+        cosine_to_next: The mean cosine of the decoder rows e_i and e_i+1 of a token's
+            i-th and next largest features, for i = 1 to k - 1, over the tokens where
+            both were active, float32; NaN where none was (B.2). Empty unless
+            ``activation`` is ``topk``.
+    """
+
+    sae: str
+    architecture: str
+    trained_k: int
+    activation: str
+    k: int
+    tokens: int
+    ce_tokens: int
+    l0: float
+    explained_variance: float
+    fvu: float
+    mse: float
+    cosine_similarity: float
+    ce_loss_score: float
+    kl_div: float
+    dead_features: int
+    almost_dead_features: int
+    frequency: np.ndarray = field(compare=False, repr=False)
+    mean_squared_activation: np.ndarray = field(compare=False, repr=False)
+    cosine_to_next: np.ndarray = field(compare=False, repr=False)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the SAE is a HierarchicalTopK one, trained at every k."""
+        return self.architecture == OURS
+
+
+_SERIES = ("frequency", "mean_squared_activation", "cosine_to_next")
+_COLUMNS = tuple(f.name for f in fields(BudgetMetrics))
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One SAE's metrics at several k.
+class MetricsTable:
+    """Rows, and where they come from.
 
     Attributes:
-        trained_k: The k that a fixed-k SAE was trained at; None for one trained at all.
-        metrics: By ascending k.
+        rows: In the order of SAEs, then activations, then k.
+        provenance: What can be written as JSON: versions, model, data, checkpoints.
     """
 
-    trained_k: int | None
-    metrics: list[BudgetMetrics]
+    rows: list[BudgetMetrics]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def saes(self) -> list[str]:
+        """Return the names of the SAEs, in order."""
+        return list(dict.fromkeys(row.sae for row in self.rows))
+
+    def select(self, **wanted: Any) -> list[BudgetMetrics]:
+        """Return the rows with these values: ``table.select(sae=..., k=8)``."""
+        return [
+            row
+            for row in self.rows
+            if all(getattr(row, name) == value for name, value in wanted.items())
+        ]
 
 
-def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
-    """Write the metrics of SAEs, given by name."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+def write_table(path: Path, table: MetricsTable) -> None:
+    """Write a table as parquet, with its provenance.
+
+    Beside it, a CSV file of the same name gets all columns but those that hold a value
+    for each feature or rank.
+    """
+    columns = {name: [getattr(row, name) for row in table.rows] for name in _COLUMNS}
+    arrow = pa.table(columns).replace_schema_metadata(
+        {_PROVENANCE: json.dumps(table.provenance)}
+    )
+    pq.write_table(arrow, path, compression="zstd")
+    plain = [name for name in _COLUMNS if name not in _SERIES]
+    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["sae", "trained_k", *_METRICS])
-        for name, curve in curves.items():
-            trained_k = "" if curve.trained_k is None else curve.trained_k
-            for metrics in curve.metrics:
-                values = [getattr(metrics, metric) for metric in _METRICS]
-                writer.writerow([name, trained_k, *values])
+        writer.writerow(plain)
+        writer.writerows([getattr(row, name) for name in plain] for row in table.rows)
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """Read what ``write_curves`` wrote.
+def read_table(path: Path) -> MetricsTable:
+    """Read what ``write_table`` wrote, from the parquet file.
 
     Raises:
-        ValueError: If a column is missing, naming it.
+        ValueError: If it is no such file, or a column is missing, naming it.
     """
-    curves: dict[str, Curve] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        columns = ["sae", "trained_k", *_METRICS]
-        if missing := set(columns) - set(rows.fieldnames or ()):
-            raise ValueError(f"{path} lacks the columns {sorted(missing)}")
-        for row in rows:
-            trained_k = int(row["trained_k"]) if row["trained_k"] else None
-            curve = curves.setdefault(row["sae"], Curve(trained_k, []))
-            values = {
-                name: int(row[name]) if name in _INTEGERS else float(row[name])
-                for name in _METRICS
-            }
-            curve.metrics.append(BudgetMetrics(**values))  # type: ignore[arg-type]
-    return curves
+    try:
+        arrow = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no parquet file: {error}") from error
+    if missing := set(_COLUMNS) - set(arrow.column_names):
+        raise ValueError(f"{path} lacks the columns {sorted(missing)}")
+    metadata = arrow.schema.metadata or {}
+    return MetricsTable(
+        list(_rows(arrow.select(_COLUMNS))),
+        json.loads(metadata.get(_PROVENANCE, b"{}")),
+    )
+
+
+def _rows(arrow: pa.Table) -> Iterator[BudgetMetrics]:
+    series = arrow.select(_SERIES)
+    for n, values in enumerate(arrow.drop_columns(_SERIES).to_pylist()):
+        lists = {name: series[name][n].values.to_numpy() for name in _SERIES}
+        yield BudgetMetrics(**values, **lists)

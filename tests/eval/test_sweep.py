@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sae_lens import (
@@ -13,6 +18,7 @@ from sae_lens import (
     GatedSAE,
     HookedSAETransformer,
     JumpReLUSAE,
+    JumpReLUSAEConfig,
     StandardSAE,
     TopKSAE,
     TopKSAEConfig,
@@ -23,11 +29,20 @@ from sae_lens.registry import get_sae_class
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
-from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from sae_lens_hierarchical import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+    calibrate_thresholds,
+)
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, load_bundled_text
 from sae_lens_hierarchical.eval.plots import plot_curves
-from sae_lens_hierarchical.eval.sweep import BudgetMetrics, sweep
-from sae_lens_hierarchical.eval.table import Curve, read_curves, write_curves
+from sae_lens_hierarchical.eval.sweep import sweep
+from sae_lens_hierarchical.eval.table import (
+    BudgetMetrics,
+    MetricsTable,
+    read_table,
+    write_table,
+)
 from tests.conftest import make_metrics
 
 KS = [1, 3, 8]
@@ -62,6 +77,19 @@ def store(model: HookedSAETransformer, sae: HierarchicalTopKSAE) -> ActivationsS
 @pytest.fixture(scope="module")
 def tokens(store: ActivationsStore) -> Tensor:
     return store.get_batch_tokens(6)
+
+
+def measure(
+    sae: SAE[Any],
+    model: HookedSAETransformer,
+    tokens: Tensor,
+    ks: list[int],
+    activation: str = "topk",
+    **options: Any,
+) -> list[BudgetMetrics]:
+    """Sweep one SAE in batches of four contexts."""
+    rows = sweep({"it": sae}, model, tokens.split(4), ks, **options)
+    return MetricsTable(rows).select(activation=activation)
 
 
 def saelens_metrics(
@@ -102,7 +130,7 @@ def assert_saelens(result: BudgetMetrics, expected: dict[str, float]) -> None:
 def test_metrics_are_saelens_at_each_k(
     sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
 ) -> None:
-    for result in sweep(sae, model, tokens, KS, batch_size=4):
+    for result in measure(sae, model, tokens, KS):
         with sae.at_k(result.k):
             assert_saelens(result, saelens_metrics(sae, model, tokens))
 
@@ -119,10 +147,14 @@ def test_saes_without_k_are_read_by_their_largest_features(
     shared = {n: p for n, p in sae.state_dict().items() if n in other.state_dict()}
     other.load_state_dict(shared, strict=False)
 
-    narrow, everything = sweep(other, model, tokens, [4, 96])
+    narrow, everything = measure(other, model, tokens, [4, 96])
+    (own,) = measure(other, model, tokens, [4], "own")
 
-    assert_saelens(everything, saelens_metrics(other, model, tokens))
+    expected = saelens_metrics(other, model, tokens)
+    assert_saelens(own, expected)
+    assert_saelens(everything, expected)
     assert narrow.l0 <= 4 < everything.l0
+    assert own.k == own.trained_k == narrow.trained_k == round(own.l0)
 
 
 @pytest.mark.parametrize("head", [None, 1])
@@ -144,7 +176,7 @@ def test_heads_are_spliced_in(
         identity.W_enc[:] = torch.cat([torch.eye(width), -torch.eye(width)], dim=1)
         identity.W_dec[:] = identity.W_enc.T
 
-    few, perfect = sweep(identity, model, tokens, [1, width])
+    few, perfect = measure(identity, model, tokens, [1, width])
 
     assert perfect.explained_variance == pytest.approx(1, abs=1e-4)
     assert perfect.kl_div == pytest.approx(0, abs=1e-4)
@@ -159,17 +191,21 @@ def test_other_saes_are_refused(model: HookedSAETransformer, tokens: Tensor) -> 
     )
 
     with pytest.raises(ValueError, match="does not know SAEs of type Transcoder"):
-        sweep(transcoder, model, tokens, [1])
+        measure(transcoder, model, tokens, [1])
+
+
+def real_activations(model: HookedSAETransformer, tokens: Tensor) -> Tensor:
+    _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
+    bos = model.tokenizer.bos_token_id  # type: ignore[union-attr]
+    return cache[BUNDLED_HOOK_NAME][tokens != bos]
 
 
 def test_fvu_and_dead_features_are_the_papers(
     sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
 ) -> None:
-    results = sweep(sae, model, tokens, KS, batch_size=4)
+    results = measure(sae, model, tokens, KS)
 
-    _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
-    bos = model.tokenizer.bos_token_id  # type: ignore[union-attr]
-    x = cache[BUNDLED_HOOK_NAME][tokens != bos]
+    x = real_activations(model, tokens)
     for result in results:
         with sae.at_k(result.k), torch.no_grad():
             acts = sae.encode(x)
@@ -179,6 +215,141 @@ def test_fvu_and_dead_features_are_the_papers(
         assert result.dead_features == int((acts.amax(0) == 0).sum())
         assert result.almost_dead_features == result.dead_features
         assert result.tokens == len(x)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_latents_statistics_are_those_of_dense_activations(
+    rescale: bool, model: HookedSAETransformer, tokens: Tensor
+) -> None:
+    cfg = HierarchicalTopKSAEConfig(
+        d_in=128, d_sae=64, k_max=8, rescale_acts_by_decoder_norm=rescale
+    )
+    cfg.metadata.hook_name = BUNDLED_HOOK_NAME
+    sae = HierarchicalTopKSAE(cfg)
+    sae.W_dec.data *= torch.linspace(0.5, 2, 64)[:, None]
+
+    results = measure(sae, model, tokens, KS)
+
+    x = real_activations(model, tokens)
+    norms = sae.W_dec.detach().norm(dim=-1)
+    for result in results:
+        with sae.at_k(result.k), torch.no_grad():
+            acts = sae.encode(x)
+        firings = (acts > 0).sum(0)
+        # As rescaled, activations have the decoder's norms in them already.
+        squares = (acts if rescale else acts * norms).pow(2).sum(0)
+        np.testing.assert_allclose(result.frequency, firings / len(x), rtol=1e-6)
+        np.testing.assert_allclose(
+            result.mean_squared_activation, squares / firings, rtol=1e-4
+        )
+    rows = torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1)
+    values, indices = sae.encode_ranked(x)
+    for i in range(7):
+        both = values[:, i + 1] > 0
+        first, second = rows[indices[both, i]], rows[indices[both, i + 1]]
+        expected = float((first * second).sum(-1).mean())
+        assert results[-1].cosine_to_next[i] == pytest.approx(expected, abs=1e-5)
+    assert [len(result.cosine_to_next) for result in results] == [0, 2, 7]
+
+
+def test_many_saes_share_one_stream_of_any_batches(
+    sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
+) -> None:
+    topk = TopKSAE(TopKSAEConfig(d_in=128, d_sae=64, k=3, metadata=sae.cfg.metadata))
+    saes: dict[str, SAE[Any]] = {"ours": sae, "topk": topk}
+
+    table = MetricsTable(sweep(saes, model, iter(tokens.split(1)), KS))
+
+    assert table.saes() == ["ours", "topk"]
+    assert [row.trained_k for row in table.rows] == [8, 8, 8, 3, 3, 3]
+    for name, one in saes.items():
+        for row, alone in zip(
+            table.select(sae=name), measure(one, model, tokens, KS), strict=True
+        ):
+            for metric in ("explained_variance", "fvu", "ce_loss_score", "kl_div"):
+                expected = pytest.approx(getattr(alone, metric), rel=1e-4, abs=1e-5)
+                assert getattr(row, metric) == expected
+            assert row.l0 == alone.l0
+
+
+def test_the_model_runs_on_as_many_batches_as_asked(
+    sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
+) -> None:
+    first = measure(sae, model, tokens[:4], KS)
+    partly = measure(sae, model, tokens, KS, ce_batches=1)
+    never = measure(sae, model, tokens, KS, ce_batches=0)
+    everywhere = measure(sae, model, tokens, KS)
+
+    for few, some, none, all_ in zip(first, partly, never, everywhere, strict=True):
+        assert some.kl_div == pytest.approx(few.kl_div)
+        assert some.ce_loss_score == pytest.approx(few.ce_loss_score)
+        assert none.explained_variance == some.explained_variance
+        assert some.explained_variance == pytest.approx(all_.explained_variance)
+        assert (few.ce_tokens, none.ce_tokens) == (some.ce_tokens, 0)
+        assert math.isnan(none.ce_loss_score)
+        assert math.isnan(none.kl_div)
+
+
+def test_thresholds_are_read_as_the_sae_does(
+    sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
+) -> None:
+    ours = copy.deepcopy(sae)
+    with pytest.raises(ValueError, match="has no thresholds"):
+        measure(ours, model, tokens, KS, jumprelu=True)
+    x = real_activations(model, tokens)
+    calibrate_thresholds(ours, x)
+
+    results = measure(ours, model, tokens, KS, "jumprelu", jumprelu=True)
+
+    assert ours.activation == "topk"
+    ours.activation = "jumprelu"
+    for result in results:
+        with ours.at_k(result.k), torch.no_grad():
+            error = ours(x) - x
+        assert result.l0 == pytest.approx(result.k, rel=1e-3)
+        mse = float(error.pow(2).sum(-1).mean())
+        assert result.mse == pytest.approx(mse, rel=1e-5)
+
+
+def test_topk_saes_get_thresholds_up_to_their_k(
+    sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
+) -> None:
+    cfg = TopKSAEConfig(d_in=128, d_sae=96, k=3, metadata=sae.cfg.metadata)
+    topk = TopKSAE(cfg)
+    topk.load_state_dict(sae.state_dict(), strict=False)
+
+    results = measure(topk, model, tokens, KS, "jumprelu", jumprelu=True)
+
+    assert [result.k for result in results] == [1, 3]
+    for result in results:
+        assert result.l0 == pytest.approx(result.k, rel=0.1)
+
+
+def test_a_batchtopk_sae_is_read_past_its_threshold(
+    sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
+) -> None:
+    """A TopK SAE with the same weights gives the same at each k, and its own at 3."""
+    twin = HierarchicalTopKSAE(replace(sae.cfg, rescale_acts_by_decoder_norm=False))
+    twin.load_state_dict(sae.state_dict())
+    x = real_activations(model, tokens)
+    calibrate_thresholds(twin, x)
+    cfg = JumpReLUSAEConfig(d_in=128, d_sae=96, metadata=sae.cfg.metadata)
+    batchtopk = JumpReLUSAE(cfg)
+    batchtopk.load_state_dict(sae.state_dict(), strict=False)
+    batchtopk.threshold.data[:] = twin.threshold(3)
+
+    rows = sweep({"it": batchtopk}, model, tokens.split(4), KS, jumprelu=True)
+
+    table = MetricsTable(rows)
+    assert {row.architecture for row in rows} == {"batchtopk"}
+    assert {row.trained_k for row in rows} == {3}
+    by_rank = table.select(activation="topk")
+    for row, expected in zip(by_rank, measure(twin, model, tokens, KS), strict=True):
+        assert row.mse == pytest.approx(expected.mse, rel=1e-5)
+    (own,) = table.select(activation="own")
+    calibrated = table.select(activation="jumprelu", k=3)
+    assert (own.k, own.l0) == (3, pytest.approx(3, rel=1e-3))
+    assert calibrated[0].mse == pytest.approx(own.mse, rel=0.05)
 
 
 def test_ce_loss_score_is_one_for_a_perfect_sae_and_grows_with_k(
@@ -192,8 +363,8 @@ def test_ce_loss_score_is_one_for_a_perfect_sae_and_grows_with_k(
         identity.W_enc[:] = torch.cat([torch.eye(128), -torch.eye(128)], dim=1)
         identity.W_dec[:] = identity.W_enc.T
 
-    (perfect,) = sweep(identity, model, tokens, [128])
-    crude = sweep(sae, model, tokens, KS)
+    (perfect,) = measure(identity, model, tokens, [128])
+    crude = measure(sae, model, tokens, KS)
 
     assert perfect.ce_loss_score == pytest.approx(1, abs=1e-3)
     assert perfect.explained_variance == pytest.approx(1, abs=1e-4)
@@ -239,38 +410,46 @@ def test_plain_topk_can_be_read_at_any_k() -> None:
     assert topk.cfg.k == 5
 
 
-def test_plot_has_a_line_for_each_sae_and_a_dot_at_its_k(
-    sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
-) -> None:
-    metrics = sweep(sae, model, tokens, KS)
+def test_plot_has_a_line_for_each_sae_and_a_dot_at_its_k() -> None:
+    ours = [make_metrics(k, 0.1 * k) for k in KS]
+    fixed = {"sae": "TopK-3", "architecture": "topk", "trained_k": 3}
+    table = MetricsTable(ours + [make_metrics(k, 0.2, **fixed) for k in KS])
 
-    figure = plot_curves({"ours": Curve(None, metrics), "TopK-3": Curve(3, metrics)})
+    figure = plot_curves(table)
 
     explained, *_ = figure.axes
-    assert [line.get_label() for line in explained.lines[:2]] == ["ours", "TopK-3"]
+    labels = [line.get_label() for line in explained.lines[:2]]
+    assert labels == ["HierarchicalTopK", "TopK-3"]
     (dot,) = [line for line in explained.lines if line.get_marker() == "o"]
-    assert dot.get_xydata().tolist() == [[3, metrics[1].explained_variance]]  # type: ignore[union-attr]
-
-
-def test_plot_takes_any_number_of_saes() -> None:
-    curves = {f"TopK-{k}": Curve(k, [make_metrics(k, 0.5)]) for k in range(1, 8)}
-
-    figure = plot_curves(curves)
-
-    labels = {line.get_label() for line in figure.axes[0].lines}
-    assert labels >= curves.keys()
+    assert dot.get_xydata().tolist() == [[3, 0.2]]  # type: ignore[union-attr]
 
 
 def test_table_round_trips(tmp_path: Path) -> None:
-    curves = {
-        "ours": Curve(None, [make_metrics(k, 1 / 3 / k) for k in KS]),
-        "TopK-3": Curve(3, [make_metrics(3, 0.25)]),
-    }
-    path = tmp_path / "metrics.csv"
+    rows = [make_metrics(k, 1 / 3 / k) for k in KS]
+    rows.append(make_metrics(2, 0.5, sae="JumpReLU", activation="own", l0=1.9))
+    table = MetricsTable(rows, {"versions": {"torch": "2.13.0"}, "tokens": 1000})
+    path = tmp_path / "metrics.parquet"
 
-    write_curves(path, curves)
+    write_table(path, table)
 
-    assert read_curves(path) == curves
-    path.write_text("sae,k\nours,1\n")
-    with pytest.raises(ValueError, match=r"lacks the columns \['almost_dead"):
-        read_curves(path)
+    read = read_table(path)
+    assert read == table
+    for row, expected in zip(read.rows, rows, strict=True):
+        for name in ("frequency", "mean_squared_activation", "cosine_to_next"):
+            np.testing.assert_array_equal(getattr(row, name), getattr(expected, name))
+    frame = pd.read_parquet(path)
+    assert frame["explained_variance"].tolist() == [r.explained_variance for r in rows]
+    plain = pd.read_csv(path.with_suffix(".csv"))
+    assert plain["l0"].tolist() == [row.l0 for row in rows]
+    assert not {"frequency", "cosine_to_next"} & set(plain)
+
+
+def test_other_files_are_no_tables(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.parquet"
+    pd.DataFrame({"sae": ["it"], "k": [1]}).to_parquet(path)
+
+    with pytest.raises(ValueError, match=r"lacks the columns \['activation', 'almost"):
+        read_table(path)
+    path.write_text("sae,k\nit,1\n")
+    with pytest.raises(ValueError, match="is no parquet file"):
+        read_table(path)

@@ -1,0 +1,101 @@
+"""Runs of a language model in which a SAE's output takes the place of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sae_lens import SAE
+from sae_lens.util import (
+    extract_stop_at_layer_from_tlens_hook_name,
+    get_special_token_ids,
+)
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.hook_points import HookPoint
+
+__all__ = ["ModelRun", "Site"]
+
+
+class Site(NamedTuple):
+    """Where a SAE reads activations: a hook, and the head where it reads only one."""
+
+    hook_name: str
+    head: int | None
+
+    @classmethod
+    def of(cls, sae: SAE[Any]) -> Site:
+        """Return where a SAE was trained, by its metadata."""
+        metadata = sae.cfg.metadata
+        return cls(str(metadata.hook_name), metadata.hook_head_index)
+
+
+class ModelRun:
+    """One batch's run through the model, up to the last site or to the logits.
+
+    Special tokens (BOS and the like) keep their own activations and do not count.
+
+    Attributes:
+        x: The model's own activations of the tokens that count, by site,
+            [tokens, d_in].
+        clean: Its next-token log-probabilities, [n, context, vocab]; None where it
+            stopped at the last site.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        batch: Tensor,
+        sites: Collection[Site],
+        *,
+        to_logits: bool,
+    ) -> None:
+        self.model, self.batch = model, batch
+        special = get_special_token_ids(model.tokenizer)  # type: ignore[arg-type]
+        self.keep = ~torch.isin(batch, torch.tensor(special, device=batch.device))
+        hook_names = sorted({site.hook_name for site in sites})
+        stops = [extract_stop_at_layer_from_tlens_hook_name(h) for h in hook_names]
+        unknown = to_logits or None in stops
+        stop = None if unknown else max(s for s in stops if s is not None)
+        logits, cache = model.run_with_cache(
+            batch, names_filter=hook_names, stop_at_layer=stop
+        )
+        self.clean = _log_probs(logits) if to_logits else None
+        self.x = {site: self._select(cache[site.hook_name], site) for site in sites}
+
+    def _select(self, activations: Tensor, site: Site) -> Tensor:
+        if site.head is not None:
+            activations = activations[:, :, site.head]
+        return activations[self.keep].flatten(1)
+
+    def log_probs(self, site: Site, replacement: Tensor) -> Tensor:
+        """Run with other activations, [tokens, d_in]; return [n, context, vocab]."""
+
+        def replace(activations: Tensor, hook: HookPoint) -> Tensor:
+            here = activations if site.head is None else activations[:, :, site.head]
+            mask = self.keep.view(*self.keep.shape, *[1] * (here.ndim - 2))
+            replaced = here.masked_scatter(mask, replacement.to(here))
+            if site.head is None:
+                return replaced
+            activations = activations.clone()
+            activations[:, :, site.head] = replaced
+            return activations
+
+        hooks: Any = [(site.hook_name, replace)]
+        return _log_probs(self.model.run_with_hooks(self.batch, fwd_hooks=hooks))
+
+    def loss(self, log_probs: Tensor) -> float:
+        """Return the summed next-token loss after the tokens that count."""
+        of_next = log_probs[:, :-1].gather(-1, self.batch[:, 1:, None]).squeeze(-1)
+        return -float(of_next[self.keep[:, :-1]].double().sum())
+
+    def kl_div(self, clean: Tensor, log_probs: Tensor) -> float:
+        """Return KL(clean, other) in nats, summed over the tokens that count."""
+        pair = log_probs[self.keep], clean[self.keep]
+        return float(F.kl_div(*pair, reduction="sum", log_target=True))
+
+
+def _log_probs(logits: Any) -> Tensor:
+    return logits.float().log_softmax(dim=-1)

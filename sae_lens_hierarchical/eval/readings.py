@@ -1,0 +1,169 @@
+"""The ways of reading a SAE: by its k largest features, a threshold, or as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens import SAE, GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE
+from sae_lens.saes.sae import SAEConfig
+from torch import Tensor
+
+from sae_lens_hierarchical.eval.statistics import Cosines
+from sae_lens_hierarchical.ops.budgets import check_ks
+from sae_lens_hierarchical.saes import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+    RankedActs,
+    calibrate_thresholds,
+)
+from sae_lens_hierarchical.saes.ranked import decode_prefixes, rank
+
+__all__ = ["Reader", "Reading"]
+
+
+class Reading(NamedTuple):
+    """What a SAE gives for one batch, read in one way.
+
+    Attributes:
+        activation: ``topk``, ``jumprelu`` or ``own``.
+        k: The number of features; None for ``own``.
+        x_hat: The output, [tokens, d_in].
+        firings: On how many tokens each feature was active, [d_sae].
+        squares: The summed squares of each feature's activation, [d_sae], float64.
+    """
+
+    activation: str
+    k: int | None
+    x_hat: Tensor
+    firings: Tensor
+    squares: Tensor
+
+
+class Reader:
+    """Reads one SAE of any kind in every way that it can be read.
+
+    Attributes:
+        sae: The SAE as it was given.
+        architecture: As in ``BudgetMetrics``.
+        cosines: Those of all batches that were read.
+    """
+
+    def __init__(self, sae: SAE[Any], ks: Sequence[int]) -> None:
+        check_ks("ks", ks, sae.cfg.d_sae)
+        self.sae, self.ks = sae, ks
+        self.architecture = sae.cfg.architecture()
+        self.cosines = Cosines(ks[-1] - 1)
+        # The same weights, in a form that can be read at any k where there is one.
+        self._any_k: SAE[Any] = sae
+        if isinstance(sae, TopKSAE) and not isinstance(sae, HierarchicalTopKSAE):
+            self._any_k = HierarchicalTopKSAE.from_topk(sae)
+        elif isinstance(sae, JumpReLUSAE) and _has_one_threshold(sae):
+            self.architecture = "batchtopk"
+            self._any_k = _without_threshold(sae, k_max=ks[-1])
+        elif not isinstance(sae, (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)):
+            raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
+
+    @property
+    def trained_k(self) -> int | None:
+        """The k that the SAE was trained at; None for one without k."""
+        if isinstance(self.sae, HierarchicalTopKSAE):
+            return self.sae.k_max
+        return self.sae.cfg.k if isinstance(self.sae, TopKSAE) else None
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set thresholds for a SAE that was not trained with any, from [tokens, d_in].
+
+        Raises:
+            ValueError: If it is a HierarchicalTopK SAE whose checkpoint has none.
+        """
+        if isinstance(self.sae, HierarchicalTopKSAE):
+            self.sae.threshold(self.sae.k_max)
+        elif isinstance(self._any_k, HierarchicalTopKSAE):
+            calibrate_thresholds(self._any_k, x)
+
+    def read(self, x: Tensor, *, jumprelu: bool) -> Iterator[Reading]:
+        """Yield the readings of a batch, [tokens, d_in], those by rank first."""
+        with _flat(self.sae), _flat(self._any_k):
+            yield from self._read_by_rank(x)
+            if jumprelu and isinstance(self._any_k, HierarchicalTopKSAE):
+                for k in self.ks:
+                    if k <= self._any_k.k_max:
+                        yield _read_by_threshold(self._any_k, x, k)
+            if self.trained_k is None:
+                acts = self.sae.encode(x)
+                yield _dense("own", None, self.sae, acts)
+
+    def _read_by_rank(self, x: Tensor) -> Iterator[Reading]:
+        sae = self._any_k
+        if isinstance(sae, HierarchicalTopKSAE):
+            ranked = rank(sae.hidden_pre(x), self.ks[-1], sae.k_max)
+        else:
+            ranked = RankedActs(*sae.encode(x).topk(self.ks[-1], dim=-1))
+        outputs = decode_prefixes(sae, ranked, self.ks)
+        self.cosines.add(sae.W_dec, ranked)
+        firings = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=x.device)
+        squares = torch.zeros_like(firings, dtype=torch.float64)
+        norms = _norms(sae)
+        for before, k in pairwise([0, *self.ks]):
+            values, indices = (part[:, before:k].flatten() for part in ranked)
+            firings.index_add_(0, indices, (values > 0).long())
+            squares.index_add_(0, indices, (values * norms[indices]).double() ** 2)
+            yield Reading("topk", k, next(outputs), firings, squares)
+
+
+def _read_by_threshold(sae: HierarchicalTopKSAE, x: Tensor, k: int) -> Reading:
+    before = sae.activation
+    with sae.at_k(k):
+        sae.activation = "jumprelu"
+        try:
+            return _dense("jumprelu", k, sae, sae.encode(x))
+        finally:
+            sae.activation = before
+
+
+def _dense(activation: str, k: int | None, sae: SAE[Any], acts: Tensor) -> Reading:
+    firings = (acts > 0).sum(dim=0)
+    squares = (acts * _norms(sae)).double().pow(2).sum(dim=0)
+    return Reading(activation, k, sae.decode(acts), firings, squares)
+
+
+def _norms(sae: SAE[Any]) -> Tensor:
+    """Return what makes activations l_i into l_i ‖e_i‖, [d_sae]."""
+    norms = sae.W_dec.norm(dim=-1)
+    rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+    return torch.ones_like(norms) if rescaled else norms
+
+
+def _has_one_threshold(sae: JumpReLUSAE) -> bool:
+    return bool((sae.threshold == sae.threshold[0]).all())
+
+
+def _without_threshold(sae: JumpReLUSAE, k_max: int) -> HierarchicalTopKSAE:
+    """Return a SAE with the very weights of a BatchTopK SAE, to read it at any k."""
+    settings = {f.name: getattr(sae.cfg, f.name) for f in fields(SAEConfig)}
+    ranked = HierarchicalTopKSAE(
+        HierarchicalTopKSAEConfig(
+            **settings, k_max=k_max, rescale_acts_by_decoder_norm=False
+        )
+    )
+    weights = {n: p for n, p in sae.state_dict().items() if n != "threshold"}
+    ranked.process_state_dict_for_loading(weights)
+    ranked.load_state_dict(weights, assign=True)
+    return ranked
+
+
+@contextmanager
+def _flat(sae: SAE[Any]) -> Iterator[None]:
+    """Let a SAE of heads take [tokens, heads · d_head]."""
+    reshaping = sae.hook_z_reshaping_mode
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if reshaping:
+            sae.turn_on_forward_pass_hook_z_reshaping()
