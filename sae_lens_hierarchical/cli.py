@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lens_hierarchical.saes import HierarchicalTopKSAE
@@ -72,6 +73,30 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     sweep.set_defaults(run=_sweep)
 
+    compare = commands.add_parser(
+        "compare",
+        help="train the paper's SAEs side by side and measure each at every k",
+        usage="sae-lens-hierarchical compare [--preset NAME] [--contexts N] "
+        "[--output FOLDER]\n       [SAELENS_OPTION ...]",
+        add_help=False,
+    )
+    compare.add_argument(
+        "--preset",
+        default="bundled",
+        metavar="NAME",
+        help="bundled (default): no network or GPU; or one of the paper's recipes",
+    )
+    compare.add_argument(
+        "--training_tokens", type=int, metavar="N", help="tokens that each SAE sees"
+    )
+    compare.add_argument(
+        "--contexts", type=int, default=1024, help="to measure on (default: 1024)"
+    )
+    compare.add_argument(
+        "--output", type=Path, default=Path("comparison"), metavar="FOLDER"
+    )
+    compare.set_defaults(run=_compare, print_usage=compare.print_help)
+
     export = commands.add_parser(
         "export", help="write plain SAELens checkpoints, which need no plugin"
     )
@@ -111,7 +136,7 @@ def main(args: Sequence[str] | None = None) -> int:
     push.set_defaults(run=_push)
 
     options, rest = parser.parse_known_args(args)
-    if rest and options.run is not _train:
+    if rest and options.run not in (_train, _compare):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     # The commands import SAELens, which takes seconds: --help need not wait for it.
     try:
@@ -132,8 +157,6 @@ def _quickstart(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
-    from sae_lens.llm_sae_training_runner import _parse_cfg_args
-
     from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
     from sae_lens_hierarchical.training.presets import preset_fields
 
@@ -147,11 +170,56 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         fields = preset_fields(options.preset)
     elif not rest:
         rest = ["--help"]
+    LanguageModelSAETrainingRunner(_saelens_config(options, fields, rest)).run()
+    return 0
+
+
+def _saelens_config(
+    options: argparse.Namespace, fields: dict[str, Any], rest: list[str]
+) -> Any:
+    """Parse SAELens's options on top of ``fields``; --help shows our options first."""
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args
+
     if not {"-h", "--help"}.isdisjoint(rest):
         options.print_usage()
     # Of two options with one name SAELens's parser takes the later one.
     defaults = [part for n, v in fields.items() for part in (f"--{n}", str(v))]
-    LanguageModelSAETrainingRunner(_parse_cfg_args([*defaults, *rest])).run()
+    return _parse_cfg_args([*defaults, *rest])
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console
+
+    from sae_lens_hierarchical.comparison import compare
+    from sae_lens_hierarchical.data import load_bundled_model, load_bundled_text
+    from sae_lens_hierarchical.eval.table import write_table
+    from sae_lens_hierarchical.report import terminal_table
+    from sae_lens_hierarchical.training.bundled import bundled_fields, small_run
+    from sae_lens_hierarchical.training.presets import PRESETS, preset_fields
+
+    with ExitStack() as stack:
+        data: dict[str, Any] = {}
+        if options.preset == "bundled":
+            fields = bundled_fields(options.training_tokens or 2_000_000)
+            fields |= {"log_to_wandb": False}
+            stack.enter_context(small_run())
+            data = {
+                "model": load_bundled_model(),
+                "text": load_bundled_text("train"),
+                "held_out": load_bundled_text("held_out"),
+            }
+        elif options.preset not in PRESETS:
+            known = ["bundled", *PRESETS]
+            raise ValueError(f"preset must be one of {known}, got {options.preset!r}")
+        else:
+            fields = preset_fields(options.preset)
+            if options.training_tokens is not None:
+                fields["training_tokens"] = options.training_tokens
+        cfg = _saelens_config(options, fields, rest)
+        table = compare(cfg, options.output, contexts=options.contexts, **data)
+    write_table(options.output / "metrics.parquet", table)
+    Console().print(terminal_table(table, {row.trained_k for row in table.rows}))
+    print(f"{options.output}/metrics.parquet (and .csv)")
     return 0
 
 

@@ -27,9 +27,27 @@ from sae_lens_hierarchical.data import (
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import MetricsTable
 
-__all__ = ["sweep_checkpoints", "sweep_text"]
+__all__ = ["load_saes", "sweep_checkpoints", "sweep_store"]
 
 _PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
+
+
+def load_saes(
+    checkpoints: Mapping[str, Path], device: str = "cpu"
+) -> dict[str, SAE[Any]]:
+    """Load SAEs that are to be compared, by name.
+
+    Raises:
+        ValueError: If they say nothing of their model, or have different ones.
+    """
+    saes = {
+        name: SAE.load_from_disk(path, device=device)
+        for name, path in checkpoints.items()
+    }
+    names = {name: sae.cfg.metadata.model_name for name, sae in saes.items()}
+    if None in names.values() or len(set(names.values())) > 1:
+        raise ValueError(f"the SAEs must name one model in their metadata, got {names}")
+    return saes
 
 
 def sweep_checkpoints(
@@ -43,17 +61,17 @@ def sweep_checkpoints(
     jumprelu: bool = False,
     device: str = "cpu",
 ) -> MetricsTable:
-    """Measure SAEs at each k on the same text, with a progress bar.
+    """Measure SAEs on disk, whose metadata name the model; see ``sweep_store``.
 
     Args:
         checkpoints: Folders of SAEs of SAELens that were trained on one model.
         ks: Strictly increasing numbers of features.
         dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
             first SAE was trained on, or for the bundled model its held-out text.
-        contexts: How many contexts to measure on, where the text has as many.
-        ce_contexts: On how many of them to run the model with the SAEs' outputs too.
-        batch_size: Contexts in one forward pass of the model.
-        jumprelu: Whether to read SAEs by a threshold as well.
+        contexts: As in ``sweep_store``; likewise the rest.
+        ce_contexts: Likewise.
+        batch_size: Likewise.
+        jumprelu: Likewise.
         device: Where to put the model and the SAEs.
 
     Returns:
@@ -66,17 +84,14 @@ def sweep_checkpoints(
     paths = {path.resolve().name: path for path in checkpoints}
     if len(paths) < len(checkpoints):
         paths = {str(path): path for path in checkpoints}
-    saes = {n: SAE.load_from_disk(path, device=device) for n, path in paths.items()}
-    names = {name: sae.cfg.metadata.model_name for name, sae in saes.items()}
-    if None in names.values() or len(set(names.values())) > 1:
-        raise ValueError(f"the SAEs must name one model in their metadata, got {names}")
-    metadata = next(iter(saes.values())).cfg.metadata
+    saes = load_saes(paths, device)
+    first = next(iter(saes.values()))
+    metadata = first.cfg.metadata
     text: str | Dataset = dataset or metadata.dataset_path
     if metadata.model_name == BUNDLED_MODEL_NAME:
         model = load_bundled_model(device)
         if dataset is None:
             text = load_bundled_text("held_out")
-            dataset = "bundled, held out"
     else:
         model = load_model(
             metadata.model_class_name or "HookedTransformer",
@@ -84,17 +99,20 @@ def sweep_checkpoints(
             device=device,
             model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs,
         )
-    table = sweep_text(
+    streaming = isinstance(text, str)
+    store = ActivationsStore.from_sae(
+        model, first, text, streaming=streaming, device=device
+    )
+    table = sweep_store(
         saes,
-        model,
-        text,
+        store,
         ks,
         contexts=contexts,
         ce_contexts=ce_contexts,
         batch_size=batch_size,
         jumprelu=jumprelu,
     )
-    table.provenance["text"] = dataset or metadata.dataset_path
+    table.provenance["text"] = text if isinstance(text, str) else "bundled, held out"
     table.provenance["checkpoints"] = {
         name: {"path": str(path.resolve()), "sha256": _sha256(path)}
         for name, path in paths.items()
@@ -102,10 +120,9 @@ def sweep_checkpoints(
     return table
 
 
-def sweep_text(
+def sweep_store(
     saes: Mapping[str, SAE[Any]],
-    model: Any,
-    text: str | Dataset,
+    store: ActivationsStore,
     ks: Sequence[int],
     *,
     contexts: int = 256,
@@ -113,52 +130,47 @@ def sweep_text(
     batch_size: int = 16,
     jumprelu: bool = False,
 ) -> MetricsTable:
-    """Measure loaded SAEs on a text that SAELens cuts into contexts; see above.
+    """Measure loaded SAEs at each k on one text, with a progress bar; see ``sweep``.
 
     Args:
-        saes: By name; the first one's metadata say how to cut the text.
-        model: The language model that all were trained on.
-        text: A data set, or its name on the Hub or path.
+        saes: By name.
+        store: SAELens's store, which has the model and goes on from where it is in its
+            text: after training, with text that was not trained on.
         ks: Strictly increasing numbers of features.
         contexts: How many contexts to measure on, where the text has as many.
         ce_contexts: On how many of them to run the model with the SAEs' outputs too.
         batch_size: Contexts in one forward pass of the model.
         jumprelu: Whether to read SAEs by a threshold as well.
+
+    Returns:
+        The table, which knows the versions, the model and how much was measured.
+
+    Raises:
+        ValueError: As ``sweep`` does.
     """
+    steps = math.ceil(contexts / batch_size) * len(saes)
+    with tqdm(total=steps, desc=f"Measuring {len(saes)} SAEs", leave=False) as bar:
+        rows = sweep(
+            saes,
+            store.model,  # type: ignore[arg-type]
+            _batches(store, contexts, batch_size),
+            ks,
+            ce_batches=math.ceil(ce_contexts / batch_size),
+            jumprelu=jumprelu,
+            progress=bar.update,
+        )
     first = next(iter(saes.values()))
-    store = ActivationsStore.from_sae(
-        model, first, text, streaming=isinstance(text, str), device=str(first.device)
-    )
-    batches = tqdm(
-        _batches(store, contexts, batch_size),
-        desc=f"Measuring {len(saes)} SAEs",
-        total=math.ceil(contexts / batch_size),
-        unit="batch",
-        leave=False,
-    )
-    rows = sweep(
-        saes,
-        model,
-        batches,
-        ks,
-        ce_batches=math.ceil(ce_contexts / batch_size),
-        jumprelu=jumprelu,
-    )
-    metadata = first.cfg.metadata
-    return MetricsTable(
-        rows,
-        {
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": {package: version(package) for package in _PACKAGES},
-            "device": _device_name(first.device),
-            "model": metadata.model_name,
-            "hooks": sorted({str(sae.cfg.metadata.hook_name) for sae in saes.values()}),
-            "text": text if isinstance(text, str) else "in memory",
-            "context_size": store.context_size,
-            "tokens": rows[0].tokens,
-            "ce_tokens": rows[0].ce_tokens,
-        },
-    )
+    provenance = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "device": _device_name(first.device),
+        "model": first.cfg.metadata.model_name,
+        "hooks": sorted({str(sae.cfg.metadata.hook_name) for sae in saes.values()}),
+        "context_size": store.context_size,
+        "tokens": rows[0].tokens,
+        "ce_tokens": rows[0].ce_tokens,
+    }
+    return MetricsTable(rows, provenance)
 
 
 def _batches(

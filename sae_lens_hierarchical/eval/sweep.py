@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ def sweep(
     *,
     ce_batches: int | None = None,
     jumprelu: bool = False,
+    progress: Callable[[], object] | None = None,
 ) -> list[BudgetMetrics]:
     """Measure SAEs at each k on the same tokens.
 
@@ -55,6 +56,7 @@ def sweep(
         jumprelu: Whether to read HierarchicalTopK, TopK and BatchTopK SAEs by a
             threshold as well (B.5), at every k up to the one they were trained at. The
             first batch sets the thresholds of those that have none of their own.
+        progress: Called after each batch of each SAE.
 
     Returns:
         For each SAE its metrics by activation and ascending k.
@@ -79,6 +81,8 @@ def sweep(
             ce_tokens += int(run.keep.sum())
         for subject in subjects:
             subject.add(run, jumprelu=jumprelu, calibrate=jumprelu and n == 0)
+            if progress is not None:
+                progress()
     return [
         row
         for subject in subjects

@@ -1,0 +1,68 @@
+"""The paper's comparison: many SAEs on the same activations, measured at every k."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sae_lens
+import torch
+from datasets import Dataset
+from sae_lens import ActivationsStore, HookedSAETransformer
+
+from sae_lens_hierarchical.eval.checkpoints import load_saes, sweep_store
+from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
+from sae_lens_hierarchical.training.baselines import paper_comparison
+from sae_lens_hierarchical.training.side_by_side import SideBySideRunner, side_by_side
+
+__all__ = ["compare"]
+
+
+def compare(
+    cfg: sae_lens.LanguageModelSAERunnerConfig[Any],
+    output: Path,
+    *,
+    contexts: int = 1024,
+    model: HookedSAETransformer | None = None,
+    text: Dataset | None = None,
+    held_out: Dataset | None = None,
+) -> MetricsTable:
+    """Train the paper's SAEs side by side, and measure each at every k up to 4 K.
+
+    They are those of ``paper_comparison``; all see the same activations in the same
+    order. They are measured on what follows in the text that they were trained on.
+
+    Args:
+        cfg: How to train one HierarchicalTopK SAE; the others are trained alike.
+        output: The folder to write: each SAE to ``saes/NAME``.
+        contexts: How many contexts to measure on, where the text has as many.
+        model: The language model; default the one that ``cfg`` names.
+        text: What to train on; default what ``cfg`` names.
+        held_out: What to measure on instead.
+
+    Raises:
+        ValueError: If ``cfg`` is not for a HierarchicalTopK SAE.
+        KeyboardInterrupt: If a signal ended the training early.
+    """
+    ours = cfg.sae
+    if not isinstance(ours, HierarchicalTopKTrainingSAEConfig):
+        raise ValueError(f"cfg must train a hierarchical_topk SAE, got {cfg.sae}")
+    torch.manual_seed(cfg.seed)
+    configs = paper_comparison(ours, cfg.total_training_steps)
+    folder = output / "saes"
+    runner = SideBySideRunner(side_by_side(cfg, configs, folder), text, model)
+    runner.run()
+    store, settings = runner.activations_store, runner.cfg.to_dict()
+    del runner  # with the training SAEs, before the others take their place
+    saes = load_saes({name: folder / name for name in configs}, device=cfg.device)
+    if held_out is not None:
+        first = next(iter(saes.values()))
+        store = ActivationsStore.from_sae(
+            store.model, first, held_out, streaming=False, device=cfg.device
+        )
+    widths = (n for i in range(ours.k.bit_length() + 2) for n in (2**i, 3 * 2**i))
+    ks = sorted({n for n in widths if n <= min(4 * ours.k, ours.d_sae)} | {ours.k})
+    table = sweep_store(saes, store, ks, contexts=contexts, jumprelu=True)
+    table.provenance["training"] = settings
+    return table

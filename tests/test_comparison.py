@@ -1,0 +1,185 @@
+"""Tests of the paper's comparison, and of training SAEs side by side."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import SAE, HookedSAETransformer, StandardTrainingSAEConfig
+
+from sae_lens_hierarchical import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKTrainingSAEConfig,
+    LanguageModelSAERunnerConfig,
+)
+from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.comparison import compare
+from sae_lens_hierarchical.eval.table import read_table
+from sae_lens_hierarchical.training.baselines import paper_comparison
+from sae_lens_hierarchical.training.side_by_side import SideBySideRunner, side_by_side
+from tests.conftest import MakeConfig
+
+
+def ours(k: int, **changes: Any) -> HierarchicalTopKTrainingSAEConfig:
+    return HierarchicalTopKTrainingSAEConfig(d_in=8, d_sae=256, k=k, **changes)
+
+
+def test_the_papers_saes() -> None:
+    configs = paper_comparison(ours(128, budgets=[1, 128]), steps=100)
+
+    losses = {f"HierarchicalTopK-J{x}": x for x in (1, 8, 16, 32, 64)}
+    baselines = [
+        f"{kind}-{k}"
+        for kind in ("TopK", "BatchTopK", "JumpReLU")
+        for k in (32, 64, 128)
+    ]
+    assert list(configs) == [*losses, *baselines]
+    for name, x in losses.items():
+        cfg = configs[name]
+        assert isinstance(cfg, HierarchicalTopKTrainingSAEConfig)
+        assert (cfg.k, cfg.loss_every, cfg.budgets) == (128, x, None)
+    for name in baselines:
+        cfg, k = configs[name], int(name.split("-")[1])
+        assert (cfg.d_in, cfg.d_sae) == (8, 256)
+        assert getattr(cfg, "target_l0" if "JumpReLU" in name else "k") == k
+    metadata = [id(cfg.metadata) for cfg in configs.values()]
+    assert len(set(metadata)) == len(metadata)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_small_k_leave_fewer_saes(k: int) -> None:
+    configs = paper_comparison(ours(k), steps=1)
+
+    assert {"HierarchicalTopK-J1", f"TopK-{k}", "BatchTopK-1"} <= configs.keys()
+
+
+def test_compare_on_the_bundled_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [
+        "--d_sae",
+        "64",
+        "--k",
+        "4",
+        "--training_tokens",
+        "1024",
+        "--contexts",
+        "2",
+    ]
+
+    assert main(["compare", *sizes, "--output", str(tmp_path)]) == 0
+
+    table = read_table(tmp_path / "metrics.parquet")
+    assert {row.architecture for row in table.rows} == {
+        "hierarchical_topk",
+        "topk",
+        "batchtopk",
+        "jumprelu",
+    }
+    names = {folder.name for folder in (tmp_path / "saes").iterdir() if folder.is_dir()}
+    assert set(table.saes()) == names
+    assert {row.k for row in table.select(sae="TopK-2", activation="topk")} == {
+        *(1, 2, 3, 4, 6, 8)
+    }
+    assert table.select(sae="HierarchicalTopK-J1", activation="jumprelu", k=2)
+    assert table.select(sae="JumpReLU-2", activation="own")
+    assert table.provenance["training"]["training_tokens"] == 1024
+    assert "BatchTopK-2" in capsys.readouterr().out
+    sae = SAE.load_from_disk(tmp_path / "saes" / "HierarchicalTopK-J1")
+    assert isinstance(sae, HierarchicalTopKSAE)
+    assert sae.k_max == 2
+
+
+def test_compare_measures_on_what_follows_in_the_text(
+    make_config: MakeConfig, tmp_path: Path, model: HookedSAETransformer, text: Dataset
+) -> None:
+    cfg = make_config(k=2, checkpoint_path=None)
+
+    table = compare(cfg, tmp_path, contexts=4, model=model, text=text)
+
+    assert table.rows[0].tokens <= 4 * 31
+    assert {row.k for row in table.rows} >= {1, 2, 3, 4, 6, 8}
+    other = make_config(sae=StandardTrainingSAEConfig(d_in=128, d_sae=64))
+    with pytest.raises(ValueError, match="must train a hierarchical_topk SAE"):
+        compare(other, tmp_path, model=model, text=text)
+
+
+def test_compare_names_its_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--preset", "gemma"]) == 2
+
+    assert "preset must be one of ['bundled', 'gemma-2-2b" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    out = capsys.readouterr().out
+    for option in ("--preset", "--contexts", "--train_batch_size_tokens"):
+        assert option in out
+
+
+def two_saes(
+    make_config: MakeConfig, tmp_path: Path, **changes: Any
+) -> tuple[LanguageModelSAERunnerConfig, Any]:
+    cfg = make_config(**changes)
+    configs = {"a": cfg.sae, "b": ours(3, device="cpu")}
+    configs["b"].d_in = 128
+    return cfg, side_by_side(cfg, configs, tmp_path / "saes")
+
+
+def test_saes_side_by_side_are_trained_as_the_one(
+    make_config: MakeConfig, tmp_path: Path, model: HookedSAETransformer, text: Dataset
+) -> None:
+    cfg, together = two_saes(make_config, tmp_path)
+    for name in (
+        "lr",
+        "context_size",
+        "training_tokens",
+        "train_batch_size_tokens",
+        "dead_feature_window",
+        "model_name",
+        "exclude_special_tokens",
+    ):
+        assert getattr(together, name) == getattr(cfg, name), name
+    assert together.hook_names_per_sae == dict.fromkeys("ab", cfg.hook_name)
+
+    trained = SideBySideRunner(together, text, model).run()
+    SideBySideRunner(together, text, model).run()  # again, to the same folders
+
+    x = torch.randn(5, 128)
+    for name, k in (("a", 8), ("b", 3)):
+        sae = SAE.load_from_disk(tmp_path / "saes" / name)
+        assert isinstance(sae, HierarchicalTopKSAE)
+        assert sae.k_max == trained[name].cfg.k == k
+        assert torch.isfinite(sae(x)).all()
+    saes = {entry.name for entry in (tmp_path / "saes").iterdir()}
+    assert saes == {"a", "b", "runner_cfg.json"}
+    assert json.loads((tmp_path / "saes" / "runner_cfg.json").read_text())["saes"]
+
+
+def test_a_stopped_run_says_where_its_checkpoint_is(
+    make_config: MakeConfig, tmp_path: Path, model: HookedSAETransformer, text: Dataset
+) -> None:
+    _, together = two_saes(make_config, tmp_path, training_tokens=64_000_000)
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    stop = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
+    stop.start()
+    try:
+        with pytest.raises(KeyboardInterrupt, match=str(together.checkpoint_path)):
+            SideBySideRunner(together, text, model).run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    (checkpoint,) = Path(together.checkpoint_path).iterdir()
+    _, resumed = two_saes(
+        make_config,
+        tmp_path,
+        training_tokens=int(checkpoint.name) + 128,
+        resume_from_checkpoint=str(checkpoint),
+    )
+    SideBySideRunner(resumed, text, model).run()
+    assert (tmp_path / "saes" / "b").is_dir()
