@@ -72,6 +72,15 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     sweep.set_defaults(run=_sweep)
 
+    figures = commands.add_parser(
+        "figures", help="draw the paper's figures from a sweep's table"
+    )
+    figures.add_argument("table", type=Path, metavar="TABLE.parquet")
+    figures.add_argument(
+        "--output", type=Path, default=Path("figures"), metavar="FOLDER"
+    )
+    figures.set_defaults(run=_figures)
+
     export = commands.add_parser(
         "export", help="write plain SAELens checkpoints, which need no plugin"
     )
@@ -182,6 +191,15 @@ def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
     plot_curves(table).savefig(options.output / "pareto.png", dpi=150)
     Console().print(terminal_table(table, options.k))
     print(f"{options.output}/metrics.parquet (and .csv), {options.output}/pareto.png")
+    return 0
+
+
+def _figures(options: argparse.Namespace, _rest: list[str]) -> int:
+    from sae_lens_hierarchical.eval.figures import write_figures
+    from sae_lens_hierarchical.eval.table import read_table
+
+    for path in write_figures(options.output, read_table(options.table)):
+        print(path)
     return 0
 
 
