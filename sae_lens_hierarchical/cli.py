@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sae_lens_hierarchical.eval.table import MetricsTable
     from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
 __all__ = ["main"]
@@ -96,6 +97,15 @@ def main(args: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("comparison"), metavar="FOLDER"
     )
     compare.set_defaults(run=_compare, print_usage=compare.print_help)
+
+    figures = commands.add_parser(
+        "figures", help="draw the paper's figures from a sweep's table"
+    )
+    figures.add_argument("table", type=Path, metavar="TABLE.parquet")
+    figures.add_argument(
+        "--output", type=Path, default=Path("figures"), metavar="FOLDER"
+    )
+    figures.set_defaults(run=_figures)
 
     export = commands.add_parser(
         "export", help="write plain SAELens checkpoints, which need no plugin"
@@ -188,12 +198,8 @@ def _saelens_config(
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:
-    from rich.console import Console
-
     from sae_lens_hierarchical.comparison import compare
     from sae_lens_hierarchical.data import load_bundled_model, load_bundled_text
-    from sae_lens_hierarchical.eval.table import write_table
-    from sae_lens_hierarchical.report import terminal_table
     from sae_lens_hierarchical.training.bundled import bundled_fields, small_run
     from sae_lens_hierarchical.training.presets import PRESETS, preset_fields
 
@@ -217,9 +223,8 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
                 fields["training_tokens"] = options.training_tokens
         cfg = _saelens_config(options, fields, rest)
         table = compare(cfg, options.output, contexts=options.contexts, **data)
-    write_table(options.output / "metrics.parquet", table)
-    Console().print(terminal_table(table, {row.trained_k for row in table.rows}))
-    print(f"{options.output}/metrics.parquet (and .csv)")
+    ours = {row.trained_k for row in table.rows if row.ours}
+    _show(table, {1, 2} | ours, options.output)
     return 0
 
 
@@ -228,12 +233,7 @@ def _integers(text: str) -> list[int]:
 
 
 def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
-    from rich.console import Console
-
     from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
-    from sae_lens_hierarchical.eval.plots import plot_curves
-    from sae_lens_hierarchical.eval.table import write_table
-    from sae_lens_hierarchical.report import terminal_table
 
     table = sweep_checkpoints(
         options.checkpoint,
@@ -245,11 +245,32 @@ def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
         jumprelu=options.jumprelu,
         device=options.device,
     )
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_table(options.output / "metrics.parquet", table)
-    plot_curves(table).savefig(options.output / "pareto.png", dpi=150)
-    Console().print(terminal_table(table, options.k))
-    print(f"{options.output}/metrics.parquet (and .csv), {options.output}/pareto.png")
+    _show(table, options.k, options.output)
+    return 0
+
+
+def _show(table: MetricsTable, ks: Collection[int], output: Path) -> None:
+    """Write a table and its figures to ``output``, and show its rows at ``ks``."""
+    from rich.console import Console
+
+    from sae_lens_hierarchical.eval.figures import write_figures
+    from sae_lens_hierarchical.eval.table import write_table
+    from sae_lens_hierarchical.report import terminal_table
+
+    output.mkdir(parents=True, exist_ok=True)
+    write_table(output / "metrics.parquet", table)
+    *_, page = write_figures(output / "figures", table)
+    Console().print(terminal_table(table, ks))
+    print(f"{output}/metrics.parquet (and .csv)")
+    print(f"{page}, and its figures as images beside it")
+
+
+def _figures(options: argparse.Namespace, _rest: list[str]) -> int:
+    from sae_lens_hierarchical.eval.figures import write_figures
+    from sae_lens_hierarchical.eval.table import read_table
+
+    for path in write_figures(options.output, read_table(options.table)):
+        print(path)
     return 0
 
 

@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
 
-from sae_lens_hierarchical.eval.plots import plot_curves
+from sae_lens_hierarchical.eval.figures import draw, overview
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.report import COLUMNS, table_rows
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
@@ -99,7 +99,7 @@ def push_to_hub(
         plot = None
         if metrics:
             plot = hf_hub_url(repo_id, f"{root}/{_PLOT}", revision=revision)
-            figure = plot_curves(MetricsTable(list(metrics)))
+            figure = draw(overview(MetricsTable(list(metrics))))
             figure.savefig(staging / _PLOT, dpi=150)
         card = model_card(
             sae, repo_id, sae_ids, metrics=metrics, plot=plot, licence=licence

@@ -21,7 +21,7 @@ from sae_lens_hierarchical.data import (
     load_bundled_text,
 )
 from sae_lens_hierarchical.eval.checkpoints import load_saes, sweep_store
-from sae_lens_hierarchical.eval.plots import plot_curves
+from sae_lens_hierarchical.eval.figures import draw, overview
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.report import html_report, terminal_table
 from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
@@ -88,7 +88,7 @@ def quickstart(
     output.mkdir(parents=True, exist_ok=True)
     write_table(output / "metrics.parquet", table)
     plot = io.BytesIO()
-    plot_curves(table).savefig(plot, format="png", dpi=150)
+    draw(overview(table)).savefig(plot, format="png", dpi=150)
     (output / "pareto.png").write_bytes(plot.getvalue())
     sae_path = output / "saes" / OURS
     code = [

@@ -103,8 +103,8 @@ def test_sweep_measures_any_saes(
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
     assert table.provenance["text"] == "bundled, held out"
-    assert (output / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    assert "ours" in capsys.readouterr().out
+    assert (output / "figures" / "figure_3.png").read_bytes().startswith(b"\x89PNG")
+    assert "figures/figures.html" in capsys.readouterr().out.replace("\n", "")
     assert main(["sweep", *folders, "--k", "4,1"]) == 2
     assert "ks must be" in capsys.readouterr().err
     TopKSAE(TopKSAEConfig(d_in=8, d_sae=9, k=4)).save_model(tmp_path / "nameless")

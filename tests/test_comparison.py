@@ -62,18 +62,10 @@ def test_small_k_leave_fewer_saes(k: int) -> None:
 def test_compare_on_the_bundled_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = [
-        "--d_sae",
-        "64",
-        "--k",
-        "4",
-        "--training_tokens",
-        "1024",
-        "--contexts",
-        "2",
-    ]
+    sizes = {"d_sae": 64, "k": 2, "training_tokens": 4096, "contexts": 2}
+    options = [f"--{name}={value}" for name, value in sizes.items()]
 
-    assert main(["compare", *sizes, "--output", str(tmp_path)]) == 0
+    assert main(["compare", *options, "--output", str(tmp_path)]) == 0
 
     table = read_table(tmp_path / "metrics.parquet")
     assert {row.architecture for row in table.rows} == {
@@ -89,7 +81,7 @@ def test_compare_on_the_bundled_model(
     }
     assert table.select(sae="HierarchicalTopK-J1", activation="jumprelu", k=2)
     assert table.select(sae="JumpReLU-2", activation="own")
-    assert table.provenance["training"]["training_tokens"] == 1024
+    assert table.provenance["training"]["training_tokens"] == 4096
     assert "BatchTopK-2" in capsys.readouterr().out
     sae = SAE.load_from_disk(tmp_path / "saes" / "HierarchicalTopK-J1")
     assert isinstance(sae, HierarchicalTopKSAE)

@@ -49,22 +49,24 @@ class Reader:
 
     Attributes:
         sae: The SAE as it was given.
+        ks: What to read it at: also the k that it was trained at.
         architecture: As in ``BudgetMetrics``.
         cosines: Those of all batches that were read.
     """
 
     def __init__(self, sae: SAE[Any], ks: Sequence[int]) -> None:
         check_ks("ks", ks, sae.cfg.d_sae)
-        self.sae, self.ks = sae, ks
+        self.sae = sae
+        self.ks = sorted({*ks, self.trained_k or ks[-1]})
         self.architecture = sae.cfg.architecture()
-        self.cosines = Cosines(ks[-1] - 1)
+        self.cosines = Cosines(self.ks[-1] - 1)
         # The same weights, in a form that can be read at any k where there is one.
         self._any_k: SAE[Any] = sae
         if isinstance(sae, TopKSAE) and not isinstance(sae, HierarchicalTopKSAE):
             self._any_k = HierarchicalTopKSAE.from_topk(sae)
         elif isinstance(sae, JumpReLUSAE) and _has_one_threshold(sae):
             self.architecture = "batchtopk"
-            self._any_k = _without_threshold(sae, k_max=ks[-1])
+            self._any_k = _without_threshold(sae, k_max=self.ks[-1])
         elif not isinstance(sae, (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)):
             raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
 

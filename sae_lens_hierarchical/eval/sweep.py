@@ -50,7 +50,8 @@ def sweep(
             metadata name the hook.
         model: The language model that they were trained on.
         batches: Contexts, [n, context], int64, such as ``tokens.split(16)``.
-        ks: Strictly increasing numbers of features.
+        ks: Strictly increasing numbers of features. Each SAE is also read at the k that
+            it was trained at, which the paper's figures mark.
         ce_batches: On how many of the batches, the first ones, to run the model with
             each SAE's output for each k, which takes most of the time; default all.
         jumprelu: Whether to read HierarchicalTopK, TopK and BatchTopK SAEs by a

@@ -41,6 +41,8 @@ def side_by_side(
     shared = {f.name for f in fields(MultiSAETrainingRunnerConfig) if f.init}
     settings = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name in shared}
     settings["output_path"] = str(output)
+    # SAELens holds all of these batches at once here, and 1,000 might not fit.
+    settings["n_batches_for_norm_estimate"] = min(32, cfg.n_batches_for_norm_estimate)
     return MultiSAETrainingRunnerConfig(
         **settings,
         saes=saes,

@@ -35,7 +35,6 @@ from sae_lens_hierarchical import (
     calibrate_thresholds,
 )
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, load_bundled_text
-from sae_lens_hierarchical.eval.plots import plot_curves
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import (
     BudgetMetrics,
@@ -408,20 +407,6 @@ def test_plain_topk_can_be_read_at_any_k() -> None:
     sae.k = 2
     assert (sae.encode(x) != 0).sum(-1).max() == 2
     assert topk.cfg.k == 5
-
-
-def test_plot_has_a_line_for_each_sae_and_a_dot_at_its_k() -> None:
-    ours = [make_metrics(k, 0.1 * k) for k in KS]
-    fixed = {"sae": "TopK-3", "architecture": "topk", "trained_k": 3}
-    table = MetricsTable(ours + [make_metrics(k, 0.2, **fixed) for k in KS])
-
-    figure = plot_curves(table)
-
-    explained, *_ = figure.axes
-    labels = [line.get_label() for line in explained.lines[:2]]
-    assert labels == ["HierarchicalTopK", "TopK-3"]
-    (dot,) = [line for line in explained.lines if line.get_marker() == "o"]
-    assert dot.get_xydata().tolist() == [[3, 0.2]]  # type: ignore[union-attr]
 
 
 def test_table_round_trips(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Figures, panels and series from rows of a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sae_lens_hierarchical.eval.figures.spec import Figure, Panel, Series, Style
+from sae_lens_hierarchical.eval.table import BudgetMetrics
+
+__all__ = [
+    "curve",
+    "decimal_ticks",
+    "difference",
+    "from_zero",
+    "log2_panel",
+    "nonempty_figure",
+    "with_values",
+]
+
+
+def curve(
+    rows: Sequence[BudgetMetrics],
+    metric: str,
+    style: Style,
+    label: str,
+    *,
+    x: str = "k",
+) -> Series:
+    """Return a metric of rows, with markers where a SAE is at its one trained k.
+
+    A row alone has one too: of a line nothing would be seen.
+    """
+    return Series(
+        label=label,
+        x=tuple(getattr(row, x) for row in rows),
+        y=tuple(getattr(row, metric) for row in rows),
+        style=style,
+        marked=tuple(
+            n
+            for n, row in enumerate(rows)
+            if len(rows) == 1 or (row.k == row.trained_k and not row.ours)
+        ),
+        names=tuple(row.sae for row in rows),
+    )
+
+
+def difference(
+    rows: Sequence[BudgetMetrics],
+    bases: Sequence[BudgetMetrics],
+    metric: str,
+    style: Style,
+    label: str,
+) -> Series:
+    """Return how much more of a metric each row has than its base."""
+    more, less = (curve(side, metric, style, label) for side in (rows, bases))
+    return replace(more, y=tuple(a - b for a, b in zip(more.y, less.y, strict=True)))
+
+
+def log2_panel(
+    y_label: str,
+    series: Sequence[Series],
+    *,
+    x_label: str = "k, active features of a token",
+    **options: Any,
+) -> Panel:
+    """Return a panel whose x is logarithmic, with powers of two for ticks."""
+    values = [x for one in series for x in one.x if x > 0]
+    ticks: tuple[float, ...] = ()
+    if values:
+        # Somewhat less than 128 active features are at 128 for the eye.
+        lowest = math.ceil(math.log2(min(values)) - 0.1)
+        highest = math.floor(math.log2(max(values)) + 0.1)
+        step = 1 if highest - lowest <= 8 else 2
+        ticks = tuple(2.0**n for n in range(lowest, highest + 1, step))
+    return Panel(
+        x_label=x_label,
+        y_label=y_label,
+        series=tuple(series),
+        x_ticks=ticks,
+        **options,
+    )
+
+
+def decimal_ticks(series: Iterable[Series]) -> tuple[float, ...]:
+    """Return round numbers in the range of all positive y, some to each power of 10."""
+    values = [y for one in series for y in one.y if y > 0]
+    if not values:
+        return ()
+    lowest, highest = min(values), max(values)
+    powers = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)))
+    digits = (1, 1.5, 2, 3, 4, 6, 10) if highest < 30 * lowest else (1, 3, 10)
+    ticks = {float(f"{digit}e{n}") for n in powers for digit in digits}
+    return tuple(tick for tick in sorted(ticks) if lowest <= tick <= highest)
+
+
+def from_zero(series: Iterable[Series]) -> tuple[float, float] | None:
+    """Return limits that show all y but the negative ones."""
+    values = [y for one in series for y in one.y if math.isfinite(y)]
+    lowest, highest = max(min(values, default=0), 0), max(values, default=0)
+    if lowest >= highest:
+        return None
+    margin = 0.05 * (highest - lowest)
+    return lowest - margin, highest + margin
+
+
+def nonempty_figure(
+    key: str, title: str, caption: str, panels: Iterable[Panel]
+) -> Figure | None:
+    """Return a figure without the panels and series that have nothing to show."""
+    shown = with_values(panels)
+    return Figure(key, title, caption, shown) if shown else None
+
+
+def with_values(panels: Iterable[Panel]) -> tuple[Panel, ...]:
+    """Return the panels that have something to show, without series that have not."""
+    shown = []
+    for panel in panels:
+        series = tuple(one for one in panel.series if any(map(math.isfinite, one.y)))
+        if series:
+            shown.append(replace(panel, series=series))
+    return tuple(shown)

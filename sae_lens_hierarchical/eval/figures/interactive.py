@@ -1,0 +1,76 @@
+"""Panels of figures, with plotly."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from sae_lens_hierarchical.eval.figures.spec import Panel, Series
+
+__all__ = ["plot_json"]
+
+
+def plot_json(panel: Panel) -> str:
+    """Return a panel as the JSON that plotly.js draws, without a legend."""
+    plot = go.Figure([_trace(series, panel) for series in panel.series])
+    plot.update_layout(
+        title={"text": html.escape(panel.title), "font": {"size": 16}},
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif"},
+        showlegend=False,
+        margin={"l": 64, "r": 16, "t": 40 if panel.title else 12, "b": 48},
+        xaxis=_axis(panel.x_label, panel.x_ticks),
+        yaxis=_axis(panel.y_label, panel.y_ticks),
+    )
+    if panel.y_limits is not None:
+        plot.update_yaxes(range=panel.y_limits)
+    if panel.x_mark is not None:
+        x, text = panel.x_mark
+        plot.add_vline(x, line={"color": "#999999", "width": 1})
+        plot.add_annotation(
+            text=text,
+            x=math.log10(x) if panel.x_ticks else x,
+            y=0,
+            yref="paper",
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
+        )
+    return str(plot.to_json())
+
+
+def _axis(label: str, ticks: Sequence[float]) -> dict[str, Any]:
+    axis: dict[str, Any] = {"title": {"text": html.escape(label)}}
+    if ticks:
+        texts = [f"{tick:g}" for tick in ticks]
+        axis |= {"type": "log", "tickvals": ticks, "ticktext": texts}
+    return axis
+
+
+def _trace(series: Series, panel: Panel) -> go.Scatter:
+    style = series.style
+    names = series.names or [series.label] * len(series.x)
+    return go.Scatter(
+        name=series.label,
+        x=series.x,
+        y=series.y,
+        mode="lines+markers",
+        line={
+            "color": style.color,
+            "width": style.width,
+            "dash": ",".join(f"{length}px" for length in style.dash) or "solid",
+            "shape": "hv" if series.shape == "steps" else "linear",
+        },
+        marker={
+            "symbol": style.marker,
+            "size": [10 if n in series.marked else 0 for n in range(len(series.x))],
+            "opacity": 1,  # bubbles of several sizes are see-through otherwise
+        },
+        text=[html.escape(name) for name in names],
+        hovertemplate=f"<b>%{{text}}</b><br>{html.escape(panel.x_label)}: %{{x:.4~g}}"
+        f"<br>{html.escape(panel.y_label)}: %{{y:.5~g}}<extra></extra>",
+    )

@@ -1,0 +1,384 @@
+"""What each of the paper's figures shows, from a table of metrics.
+
+Where architectures are compared, the table's first HierarchicalTopK SAE stands for
+ours; figure 4 has all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+
+from sae_lens_hierarchical.eval.figures.build import (
+    curve,
+    decimal_ticks,
+    difference,
+    from_zero,
+    log2_panel,
+    nonempty_figure,
+    with_values,
+)
+from sae_lens_hierarchical.eval.figures.palette import (
+    BASELINE,
+    OPTIMAL,
+    family_name,
+    family_style,
+    sae_styles,
+)
+from sae_lens_hierarchical.eval.figures.select import (
+    at_home,
+    compared,
+    families,
+    ours,
+    reading_pairs,
+    topk_rows,
+)
+from sae_lens_hierarchical.eval.figures.spec import Figure, Panel, Series, Style
+from sae_lens_hierarchical.eval.table import OURS, BudgetMetrics, MetricsTable
+
+__all__ = [
+    "Scores",
+    "all_figures",
+    "almost_dead",
+    "autointerp",
+    "changing_k",
+    "decoder_cosines",
+    "distributions",
+    "overview",
+    "pareto",
+    "pointwise_loss",
+    "table_2",
+    "topk_and_jumprelu",
+]
+
+Scores = Mapping[tuple[str, int], float]
+
+_EV = "explained variance"
+_MARKER = (
+    "A marker is at the k that a SAE was trained for; beside the line, it is how the "
+    "SAE does with thresholds of its own."
+)
+_NEGATIVE = "Below 0, worse than the mean activation does, the scale is cut off."
+_BINS = 30
+
+
+def all_figures(table: MetricsTable, scores: Scores | None = None) -> list[Figure]:
+    """Return the figures that the table has rows for.
+
+    Args:
+        table: The metrics.
+        scores: AutoInterp scores for figure 6, by a SAE's name and k.
+    """
+    figures = [
+        overview(table),
+        pareto(table),
+        changing_k(table),
+        pointwise_loss(table),
+        almost_dead(table),
+        autointerp(table, scores or {}),
+        decoder_cosines(table),
+        distributions(table),
+        topk_and_jumprelu(table),
+    ]
+    return [figure for figure in figures if figure is not None and figure.panels]
+
+
+def overview(table: MetricsTable) -> Figure:
+    """Explained variance, CE loss recovered and dead features of all SAEs at each k."""
+    panels = []
+    for metric, label in {
+        "explained_variance": _EV,
+        "ce_loss_score": "CE loss recovered",
+        "dead_features": "dead features",
+    }.items():
+        series = _topk_curves(table, table.saes(), metric)
+        limits = None if metric == "dead_features" else from_zero(series)
+        panels.append(log2_panel(label, series, y_limits=limits))
+    return Figure(
+        "overview",
+        "Every SAE at every k",
+        "Each SAE is read by the k largest features of a token. "
+        f"{_MARKER} HierarchicalTopK has none: it was trained for all up to K. "
+        f"{_NEGATIVE}",
+        with_values(panels),
+    )
+
+
+def pareto(table: MetricsTable) -> Figure | None:
+    """Figure 2: a HierarchicalTopK SAE, and others each at its own operating point."""
+    lines = {OURS: [row for sae in ours(table)[:1] for row in topk_rows(table, sae)]}
+    for architecture, saes in families(table).items():
+        lines[architecture] = [row for sae in saes for row in at_home(table, sae)]
+
+    def curves(metric: str) -> list[Series]:
+        return [
+            curve(
+                sorted(rows, key=lambda row: row.l0),
+                metric,
+                family_style(architecture),
+                family_name(architecture),
+                x="l0",
+            )
+            for architecture, rows in lines.items()
+        ]
+
+    explained, unexplained = curves("explained_variance"), curves("fvu")
+    l0 = "ℓ₀, active features of a token"
+    return nonempty_figure(
+        "figure_2",
+        "Figure 2. Pareto frontier",
+        "One HierarchicalTopK SAE at every k, and SAEs that were each trained for one "
+        "k, at that k (a marker each): TopK with its k largest features, the others "
+        "with their own thresholds.",
+        [
+            log2_panel(_EV, explained, x_label=l0),
+            log2_panel(
+                "variance left unexplained (FVU)",
+                unexplained,
+                x_label=l0,
+                y_ticks=decimal_ticks(unexplained),
+            ),
+        ],
+    )
+
+
+def changing_k(table: MetricsTable) -> Figure | None:
+    """Figure 3: what SAEs trained for one k do at others, a panel for each family."""
+    lines = {
+        family_name(architecture): _topk_curves(
+            table, ours(table)[:1] + saes, "explained_variance"
+        )
+        for architecture, saes in families(table).items()
+    }
+    limits = from_zero(chain(*lines.values()))
+    return nonempty_figure(
+        "figure_3",
+        "Figure 3. Changing k at inference",
+        "SAEs that were trained for one k, read at others, beside one HierarchicalTopK "
+        "SAE, which was trained for all k up to K and extrapolates beyond. "
+        f"{_MARKER} {_NEGATIVE}",
+        [
+            log2_panel(
+                _EV, series, title=title, y_limits=limits, x_mark=_largest_k(table)
+            )
+            for title, series in lines.items()
+        ],
+    )
+
+
+def pointwise_loss(table: MetricsTable) -> Figure | None:
+    """Figure 4: HierarchicalTopK SAEs, such as of several J_x, against each other."""
+    saes = ours(table)
+    if len(saes) < 2:
+        return None
+    styles = sae_styles(table)
+    first = {row.k: row for row in topk_rows(table, saes[0])}
+    differences = []
+    for sae in saes:
+        rows = [row for row in topk_rows(table, sae) if row.k in first]
+        bases = [first[row.k] for row in rows]
+        differences.append(
+            difference(rows, bases, "explained_variance", styles[sae], sae)
+        )
+    return nonempty_figure(
+        "figure_4",
+        "Figure 4. Loss at fewer budgets",
+        "HierarchicalTopK SAEs that differ in the budgets that the loss is taken at; "
+        f"J_x: at 1 and every x-th. On the right, the difference to {saes[0]}.",
+        [
+            log2_panel(_EV, _topk_curves(table, saes, "explained_variance")),
+            log2_panel(f"{_EV} less that of {saes[0]}", differences),
+        ],
+    )
+
+
+def almost_dead(table: MetricsTable) -> Figure | None:
+    """Figure 5: features active on less than one token in 10⁵."""
+    metric = "almost_dead_features"
+    series = _topk_curves(table, compared(table), metric)
+    others = families(table)
+    architecture = "batchtopk" if "batchtopk" in others else "topk"
+    own = [row for sae in others.get(architecture, []) for row in at_home(table, sae)]
+    series.append(curve(own, metric, OPTIMAL, "optimal scaling"))
+    tokens = min((row.tokens for row in table.rows), default=0)
+    return nonempty_figure(
+        "figure_5",
+        "Figure 5. Almost-dead features",
+        f"Features active on less than one token in 10⁵, counted over {tokens:,} "
+        "tokens. Below 10⁶ tokens the number means little, and below 10⁵ these are "
+        "just the features that were never active. Optimal scaling: "
+        f"{family_name(architecture)} SAEs, each at the k that it was trained for.",
+        [log2_panel("almost-dead features", series)],
+    )
+
+
+def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
+    """Figure 6: how well features can be explained, by scores of each SAE and k."""
+
+    def line(points: list[tuple[str, int]], style: Style, label: str) -> Series:
+        return Series(
+            label=label,
+            x=tuple(k for _, k in points),
+            y=tuple(scores[point] for point in points),
+            style=style,
+            marked=tuple(range(len(points))),
+            names=tuple(sae for sae, _ in points),
+        )
+
+    styles = sae_styles(table)
+    series = [
+        line(sorted(point for point in scores if point[0] == sae), styles[sae], sae)
+        for sae in ours(table)
+    ]
+    for architecture, saes in families(table).items():
+        own = [(sae, table.select(sae=sae)[0].trained_k) for sae in saes]
+        points = [point for point in own if point in scores]
+        style, name = family_style(architecture), family_name(architecture)
+        series.append(line(points, style, name))
+    return nonempty_figure(
+        "figure_6",
+        "Figure 6. Interpretability",
+        "AutoInterp's detection score: how often a language model tells from the "
+        "explanation of a feature where it is active. SAEs that were trained for one k "
+        "are read at that k.",
+        [log2_panel("AutoInterp score", series)],
+    )
+
+
+def decoder_cosines(table: MetricsTable) -> Figure | None:
+    """Figure 8: how similar the decoder rows of a token's features are, in rank."""
+    styles = sae_styles(table)
+    series = []
+    for sae in compared(table):
+        for row in topk_rows(table, sae)[-1:]:
+            cosines = tuple(row.cosine_to_next.tolist())
+            ranks = tuple(range(1, len(cosines) + 1))
+            series.append(Series(label=sae, x=ranks, y=cosines, style=styles[sae]))
+    return nonempty_figure(
+        "figure_8",
+        "Figure 8. Neighbours in rank",
+        "The mean cosine of the decoder rows of a token's i-th largest feature and the "
+        "next. Where features get finer with rank, it falls.",
+        [
+            log2_panel(
+                "cosine of decoder rows i and i + 1",
+                series,
+                x_label="i, rank of the feature",
+                x_mark=_largest_k(table),
+            )
+        ],
+    )
+
+
+def distributions(table: MetricsTable) -> Figure | None:
+    """Figure 9: how often, and how strongly, features are active."""
+    rows = [row for sae in compared(table) for row in at_home(table, sae)]
+    panels = [
+        Panel(
+            x_label=label,
+            y_label="features",
+            series=_histograms(rows, metric, sae_styles(table)),
+        )
+        for metric, label in {
+            "frequency": "log₁₀ frequency",
+            "mean_squared_activation": "log₁₀ mean squared activation",
+        }.items()
+    ]
+    return nonempty_figure(
+        "figure_9",
+        "Figure 9. Distribution of features",
+        "Features by the share of tokens they are active on, and by how strongly they "
+        "are there: every SAE at the k that it was trained for, HierarchicalTopK at K. "
+        "Those that are never active are on neither scale; the legend counts them.",
+        panels,
+    )
+
+
+def topk_and_jumprelu(table: MetricsTable) -> Figure | None:
+    """Figure 10: a token's k largest features, or all above one threshold."""
+    series = []
+    for architecture, saes in {OURS: ours(table)[:1], **families(table)}.items():
+        pairs = [pair for sae in saes for pair in reading_pairs(table, sae)]
+        threshold, largest = ([pair[n] for pair in pairs] for n in (0, 1))
+        style, name = family_style(architecture), family_name(architecture)
+        line = difference(threshold, largest, "explained_variance", style, name)
+        marked = () if architecture == OURS else tuple(range(len(pairs)))
+        series.append(replace(line, marked=marked))
+    ks = [k for one in series for k in one.x]
+    if not ks:
+        return None
+    ends = (min(ks), max(ks))
+    unchanged = Series(label="no change", x=ends, y=(0, 0), style=BASELINE)
+    return nonempty_figure(
+        "figure_10",
+        "Figure 10. All features above a threshold",
+        "What it changes to read a SAE by all features above one threshold, k of them "
+        "on average, in place of the k largest of each token. SAEs that were trained "
+        "for one k are read at the measured k nearest to it.",
+        [log2_panel(f"change of {_EV}", [unchanged, *series])],
+    )
+
+
+def table_2(table: MetricsTable) -> list[BudgetMetrics]:
+    """Table 2: the rows at k = 1 and 2 of the SAEs of the largest trained k."""
+    return [
+        row
+        for k in (1, 2)
+        for sae in compared(table)
+        for row in topk_rows(table, sae)
+        if row.k == k
+    ]
+
+
+def _topk_curves(table: MetricsTable, saes: Iterable[str], metric: str) -> list[Series]:
+    """Return a metric of SAEs read by their k largest features.
+
+    Where one with thresholds of its own was not measured so at the k that it was
+    trained for, its marker shows how it does with those.
+    """
+    styles = sae_styles(table)
+    series = []
+    for sae in saes:
+        rows = topk_rows(table, sae)
+        measured = [row.k for row in rows]
+        own = [row for row in at_home(table, sae) if row.k not in measured]
+        series += [curve(part, metric, styles[sae], sae) for part in (rows, own)]
+    return series
+
+
+def _largest_k(table: MetricsTable) -> tuple[float, str] | None:
+    """Return a mark at K, where there are k beyond it."""
+    for sae in ours(table)[:1]:
+        largest = table.select(sae=sae)[0].trained_k
+        if any(row.k > largest for row in table.rows):
+            return largest, f"K = {largest}"
+    return None
+
+
+def _histograms(
+    rows: Iterable[BudgetMetrics], metric: str, styles: Mapping[str, Style]
+) -> tuple[Series, ...]:
+    """Return the distributions of log₁₀ of a metric of living features."""
+    living = {
+        row.sae: np.log10(values[values > 0])
+        for row in rows
+        for values in [getattr(row, metric)]
+    }
+    edges = np.histogram_bin_edges(np.concatenate([*living.values(), []]), _BINS)
+    series = []
+    for row in rows:
+        counts, _ = np.histogram(living[row.sae], edges)
+        never = int((row.frequency == 0).sum())
+        series.append(
+            Series(
+                label=f"{row.sae} ({never:,} never active)",
+                x=(float(edges[0]), *edges.tolist()),
+                y=(0, *counts.tolist(), 0),
+                style=styles[row.sae],
+                shape="steps",
+            )
+        )
+    return tuple(series)

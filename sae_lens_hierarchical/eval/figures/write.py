@@ -1,0 +1,38 @@
+"""All figures of a table, as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sae_lens_hierarchical.eval.figures.page import html_page
+from sae_lens_hierarchical.eval.figures.paper import Scores, all_figures
+from sae_lens_hierarchical.eval.figures.static import draw
+from sae_lens_hierarchical.eval.table import MetricsTable
+
+__all__ = ["write_figures"]
+
+
+def write_figures(
+    folder: Path, table: MetricsTable, autointerp: Scores | None = None
+) -> list[Path]:
+    """Write each figure that a table has the rows for, and a page of all.
+
+    Args:
+        folder: Where ``overview.png``, ``figure_2.png``, ..., ``figures.html`` go.
+        table: The metrics.
+        autointerp: Scores for figure 6, by a SAE's name and k.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = all_figures(table, autointerp)
+    paths = []
+    for figure in tqdm(figures, desc="Drawing", leave=False):
+        paths.append(folder / f"{figure.key}.png")
+        draw(figure).savefig(paths[-1], dpi=150)
+    page = folder / "figures.html"
+    page.write_text(html_page("One SAE at every k", figures, table), encoding="utf-8")
+    return [*paths, page]
