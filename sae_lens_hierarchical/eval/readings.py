@@ -72,10 +72,12 @@ class Reader:
 
     @property
     def trained_k(self) -> int | None:
-        """The k that the SAE was trained at; None for one without k."""
+        """The k that the SAE was trained at; None where it does not say."""
         if isinstance(self.sae, HierarchicalTopKSAE):
             return self.sae.k_max
-        return self.sae.cfg.k if isinstance(self.sae, TopKSAE) else None
+        if isinstance(self.sae, TopKSAE):
+            return self.sae.cfg.k
+        return self.sae.cfg.metadata.get("trained_k")
 
     def calibrate(self, x: Tensor) -> None:
         """Set thresholds for a SAE that was not trained with any, from [tokens, d_in].
@@ -96,7 +98,7 @@ class Reader:
                 for k in self.ks:
                     if k <= self._any_k.k_max:
                         yield _read_by_threshold(self._any_k, x, k)
-            if self.trained_k is None:
+            if not isinstance(self.sae, TopKSAE):
                 acts = self.sae.encode(x)
                 yield _dense("own", None, self.sae, acts)
 

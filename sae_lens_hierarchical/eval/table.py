@@ -29,8 +29,9 @@ class BudgetMetrics:
         architecture: ``hierarchical_topk``, ``topk``, ``jumprelu``, ``gated``,
             ``standard``; ``batchtopk`` for JumpReLU SAEs with one threshold for all
             features, as BatchTopK and Matryoshka SAEs are once trained.
-        trained_k: The k that a SAE was trained at: K for HierarchicalTopK, and its own
-            mean l0, rounded, for a SAE that has no k.
+        trained_k: The k that a SAE was trained at: K for HierarchicalTopK. For a SAE
+            that has no k, ``trained_k`` in its metadata (``compare`` notes it for
+            BatchTopK), or else its own mean l0, rounded.
         activation: How it was read. ``topk``: the k largest features of each token.
             ``jumprelu``: all features above a threshold that k exceed on average (B.5).
             ``own``: as a SAE without k is by itself, with ``k`` = ``trained_k``.

@@ -61,7 +61,10 @@ def plain_topk(
 def _batchtopk(
     ours: HierarchicalTopKTrainingSAEConfig, k: int
 ) -> BatchTopKTrainingSAEConfig:
-    return BatchTopKTrainingSAEConfig(**_shared(ours), k=k, decoder_init_norm=1)
+    cfg = BatchTopKTrainingSAEConfig(**_shared(ours), k=k, decoder_init_norm=1)
+    # Once trained it is a JumpReLU SAE, whose config says nothing of k.
+    cfg.metadata.trained_k = k
+    return cfg
 
 
 def _jumprelu(

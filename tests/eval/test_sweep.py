@@ -332,7 +332,8 @@ def test_a_batchtopk_sae_is_read_past_its_threshold(
     twin.load_state_dict(sae.state_dict())
     x = real_activations(model, tokens)
     calibrate_thresholds(twin, x)
-    cfg = JumpReLUSAEConfig(d_in=128, d_sae=96, metadata=sae.cfg.metadata)
+    metadata = copy.deepcopy(sae.cfg.metadata)
+    cfg = JumpReLUSAEConfig(d_in=128, d_sae=96, metadata=metadata)
     batchtopk = JumpReLUSAE(cfg)
     batchtopk.load_state_dict(sae.state_dict(), strict=False)
     batchtopk.threshold.data[:] = twin.threshold(3)
@@ -349,6 +350,11 @@ def test_a_batchtopk_sae_is_read_past_its_threshold(
     calibrated = table.select(activation="jumprelu", k=3)
     assert (own.k, own.l0) == (3, pytest.approx(3, rel=1e-3))
     assert calibrated[0].mse == pytest.approx(own.mse, rel=0.05)
+
+    batchtopk.cfg.metadata.trained_k = 5
+    told = sweep({"it": batchtopk}, model, tokens.split(4), KS)
+    assert {row.trained_k for row in told} == {5}
+    assert [row.k for row in told] == [1, 3, 5, 8, 5]
 
 
 def test_ce_loss_score_is_one_for_a_perfect_sae_and_grows_with_k(
