@@ -219,6 +219,8 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
             raise ValueError(f"preset must be one of {known}, got {options.preset!r}")
         else:
             fields = preset_fields(options.preset)
+            # SAELens keeps them all, and one has every SAE with its optimizer's state.
+            fields["n_checkpoints"] = 1
             if options.training_tokens is not None:
                 fields["training_tokens"] = options.training_tokens
         cfg = _saelens_config(options, fields, rest)

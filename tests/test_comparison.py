@@ -17,6 +17,7 @@ from sae_lens_hierarchical import (
     HierarchicalTopKSAE,
     HierarchicalTopKTrainingSAEConfig,
     LanguageModelSAERunnerConfig,
+    TrainingInterrupted,
 )
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.comparison import compare
@@ -102,6 +103,40 @@ def test_compare_measures_on_what_follows_in_the_text(
         compare(other, tmp_path, model=model, text=text)
 
 
+def test_compare_with_a_preset(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    model: HookedSAETransformer,
+    text: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = "sae_lens.multi_sae_training_runner.load_model"
+    store = "sae_lens.training.activations_store.load_dataset"
+    monkeypatch.setattr(runner, lambda *_, **__: model)
+    monkeypatch.setattr(store, lambda *_, **__: text)
+    cfg = make_config()
+    names = (
+        "hook_name context_size store_batch_size_prompts n_batches_in_buffer "
+        "train_batch_size_tokens streaming checkpoint_path device"
+    )
+    small = {name: getattr(cfg, name) for name in names.split()}
+    small |= {"d_in": 128, "d_sae": 64, "k": 2, "log_to_wandb": False}
+    options = [f"--{name}={value}" for name, value in small.items()]
+    compare = ["compare", "--preset", "gemma-2-2b-layer-12", "--contexts", "2"]
+    output = tmp_path / "out"
+
+    assert (
+        main([*compare, "--training_tokens=640", *options, "--output", str(output)])
+        == 0
+    )
+
+    training = read_table(output / "metrics.parquet").provenance["training"]
+    assert (training["training_tokens"], training["lr"]) == (640, 8e-4)
+    assert training["saes"]["HierarchicalTopK-J1"]["unit_norm_decoder"] is True
+    checkpoints = Path(training["checkpoint_path"])
+    assert len(list(checkpoints.iterdir())) == 1
+
+
 def test_compare_names_its_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--preset", "gemma"]) == 2
 
@@ -156,17 +191,14 @@ def test_a_stopped_run_says_where_its_checkpoint_is(
     make_config: MakeConfig, tmp_path: Path, model: HookedSAETransformer, text: Dataset
 ) -> None:
     _, together = two_saes(make_config, tmp_path, training_tokens=64_000_000)
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     stop = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
     stop.start()
-    try:
-        with pytest.raises(KeyboardInterrupt, match=str(together.checkpoint_path)):
-            SideBySideRunner(together, text, model).run()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+
+    with pytest.raises(TrainingInterrupted, match="resume_from_checkpoint") as stopped:
+        SideBySideRunner(together, text, model).run()
 
     (checkpoint,) = Path(together.checkpoint_path).iterdir()
+    assert stopped.value.checkpoint == checkpoint
     _, resumed = two_saes(
         make_config,
         tmp_path,

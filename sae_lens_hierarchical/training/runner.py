@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -30,6 +28,7 @@ from sae_lens_hierarchical.training.config import (
     LanguageModelSAERunnerConfig,
     did_you_mean,
 )
+from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 
 __all__ = ["LanguageModelSAETrainingRunner"]
@@ -128,7 +127,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             self.sae.load_weights_from_checkpoint(checkpoint)
             self.activations_store.load_from_checkpoint(checkpoint)
         self._compile_sae_if_needed()
-        with self._prefetching(trainer), _stopping_on_signals(trainer):
+        with self._prefetching(trainer), stopping_on_signals(trainer):
             sae = trainer.fit()
         if self.cfg.output_path is not None:
             self.save_final_sae(sae, self.cfg.output_path, trainer.log_feature_sparsity)
@@ -165,28 +164,6 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     ) -> None:
         with whole_folder(Path(output_path)) as staging:
             super().save_final_sae(sae, str(staging), log_feature_sparsity)
-
-
-@contextmanager
-def _stopping_on_signals(trainer: ResumableSAETrainer) -> Iterator[None]:
-    # Python delivers signals to the main thread alone and takes handlers only there.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, _frame: Any) -> None:
-        trainer.stop_requested = True
-        logger.warning("Stopping after this step, with a checkpoint")
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @torch.no_grad()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import sae_lens
+import torch
 from sae_lens import (
     MultiSAETrainingRunner,
     MultiSAETrainingRunnerConfig,
@@ -17,11 +17,14 @@ from sae_lens import (
     TrainingSAEConfig,
 )
 from sae_lens.constants import RUNNER_CFG_FILENAME
-from sae_lens.training._interruption import InterruptedException
+from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_hierarchical.training.checkpoint import whole_folder
+from sae_lens_hierarchical.training.signals import stopping_on_signals
+from sae_lens_hierarchical.training.trainer import TrainingInterrupted
 
 __all__ = ["SideBySideRunner", "side_by_side"]
 
@@ -52,29 +55,21 @@ def side_by_side(
 
 
 class SideBySideRunner(MultiSAETrainingRunner):
-    """SAELens's runner, whose bar moves with every step and whose SAEs appear whole."""
+    """SAELens's runner, with these differences.
 
-    @override
-    def run(self) -> dict[str, TrainingSAE[Any]]:
-        """Train all SAEs; write each to its own folder in ``output_path``.
-
-        Raises:
-            KeyboardInterrupt: If a signal ended the run early; it says how to go on.
-        """
-        try:
-            return super().run()
-        except InterruptedException:
-            kept = self.cfg.checkpoint_path
-            where = "without a checkpoint" if kept is None else f"checkpoints: {kept}"
-            raise KeyboardInterrupt(f"stopped early, {where}") from None
+    - A checkpoint appears whole or not at all, and so does each trained SAE.
+    - SIGINT and SIGTERM end training after the step under way, with a checkpoint.
+    - The progress bar moves with every step.
+    """
 
     @override
     def _run_with_interruption_handling(
         self, trainer: MultiSAETrainer
     ) -> dict[str, TrainingSAE[Any]]:
-        every_step = functools.partial(trainer._update_pbar, update_interval=1)
-        trainer._update_pbar = every_step  # type: ignore[method-assign]
-        return super()._run_with_interruption_handling(trainer)
+        # SAELens's run names its trainer's class, and leaves no other place to change.
+        trainer.__class__ = SideBySideTrainer
+        with stopping_on_signals(cast("SideBySideTrainer", trainer)):
+            return trainer.fit()
 
     @override
     def _save_final_outputs(
@@ -93,3 +88,38 @@ class SideBySideRunner(MultiSAETrainingRunner):
                     for file in Path(staging, name).iterdir():
                         file.replace(folder / file.name)
             Path(staging, RUNNER_CFG_FILENAME).replace(output / RUNNER_CFG_FILENAME)
+
+
+class SideBySideTrainer(MultiSAETrainer):
+    """Trains several SAEs; ``stop_requested`` ends that after the step under way."""
+
+    stop_requested = False
+
+    @override
+    def save_checkpoint(
+        self, checkpoint_name: str, wandb_aliases: list[str] | None = None
+    ) -> None:
+        if self.cfg.checkpoint_path is None:
+            super().save_checkpoint(checkpoint_name, wandb_aliases)
+            return
+        checkpoint = Path(self.cfg.checkpoint_path) / checkpoint_name
+        with whole_folder(checkpoint) as staging:
+            super().save_checkpoint(staging.name, wandb_aliases)
+
+    @override
+    @torch.no_grad()
+    def _update_pbar(
+        self,
+        step_outputs: dict[str, TrainStepOutput],
+        pbar: tqdm,
+        update_interval: int = 1,
+    ) -> None:
+        super()._update_pbar(step_outputs, pbar, update_interval)
+        if not self.stop_requested:
+            return
+        if self.cfg.checkpoint_path is None:
+            raise TrainingInterrupted(None)
+        checkpoint = Path(self.cfg.checkpoint_path) / str(self.n_training_samples)
+        if not checkpoint.exists():
+            self.save_checkpoint(checkpoint.name)
+        raise TrainingInterrupted(checkpoint)

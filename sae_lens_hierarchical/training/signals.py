@@ -1,0 +1,42 @@
+"""Signals that end training after a step, in place of within one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from sae_lens import logger
+
+__all__ = ["stopping_on_signals"]
+
+
+class Stoppable(Protocol):
+    """A trainer that looks at ``stop_requested`` after each step."""
+
+    stop_requested: bool
+
+
+@contextmanager
+def stopping_on_signals(trainer: Stoppable) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM ask ``trainer`` to stop; a second one kills."""
+    # Python delivers signals to the main thread alone and takes handlers only there.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _frame: Any) -> None:
+        trainer.stop_requested = True
+        logger.warning("Stopping after this step, with a checkpoint")
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
