@@ -2,14 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# SAEBench wants older numpy and datasets than we have.
+BENCH_VENV := .venv-bench
+BENCH_BIN := $(BENCH_VENV)/bin
 
-.PHONY: quickstart test check benchmark clean
+.PHONY: quickstart test bench-test check benchmark clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/sae-lens-hierarchical quickstart
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+bench-test: $(BENCH_VENV)/installed
+	$(BENCH_BIN)/python -m pytest tests/bench tests/eval/test_saebench_results.py \
+	    'tests/test_notebooks.py::test_notebook_runs[saebench]'
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -19,7 +26,7 @@ check: $(VENV)/installed-dev
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/loss_cpu.py
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt constraints-common.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable .
@@ -29,5 +36,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# PyPI's torchvision is built for CUDA: beside a CPU torch transformers cannot import it.
+$(BENCH_VENV)/installed: pyproject.toml constraints-bench.txt constraints-common.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_BIN)/python -m pip install --quiet --upgrade pip
+	$(BENCH_BIN)/python -m pip install --constraint constraints-bench.txt \
+	    --editable '.[bench,dev]'
+	$(BENCH_BIN)/python -m pip uninstall --yes torchvision
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(BENCH_VENV)

@@ -105,7 +105,75 @@ def main(args: Sequence[str] | None = None) -> int:
     figures.add_argument(
         "--output", type=Path, default=Path("figures"), metavar="FOLDER"
     )
+    figures.add_argument(
+        "--autointerp",
+        type=Path,
+        metavar="FOLDER",
+        help="results of bench, for figure 6; the SAEs must have the same names there",
+    )
     figures.set_defaults(run=_figures)
+
+    bench = commands.add_parser("bench", help="run SAEBench on any SAEs at many k")
+    bench.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    bench.add_argument("--k", type=_integers, required=True, metavar="1,2,4,...")
+    bench.add_argument(
+        "--evals",
+        type=_names,
+        default=["core"],
+        metavar="NAME,...",
+        help="core (default), autointerp and sparse_probing",
+    )
+    bench.add_argument(
+        "--model", metavar="NAME", help="or a path; default: the SAEs' own"
+    )
+    bench.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="or a path; default: what the first one was trained on",
+    )
+    bench.add_argument(
+        "--contexts", type=int, default=32_000, help="of text; default: 32000"
+    )
+    bench.add_argument(
+        "--latents",
+        type=int,
+        default=1_000,
+        help="features that AutoInterp explains for each SAE and k (default: 1000)",
+    )
+    bench.add_argument(
+        "--judge-model", metavar="NAME", help="AutoInterp's judge: any chat model"
+    )
+    bench.add_argument(
+        "--judge-url",
+        metavar="URL",
+        help="an API like OpenAI's (default: OpenAI or $OPENAI_BASE_URL); the key is "
+        "$OPENAI_API_KEY",
+    )
+    bench.add_argument(
+        "--max-calls", type=int, metavar="N", help="stop before the judge is asked more"
+    )
+    bench.add_argument(
+        "--price",
+        type=_prices,
+        metavar="IN,OUT",
+        help="dollars for a million tokens of prompts and answers, for the estimate",
+    )
+    bench.add_argument(
+        "--probing-datasets",
+        type=_names,
+        default=[],
+        metavar="NAME,...",
+        help="default: all that SAEBench has",
+    )
+    bench.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    bench.add_argument("--device", default="cpu", help="default: cpu")
+    bench.add_argument(
+        "--force", action="store_true", help="make results again that are there"
+    )
+    bench.add_argument(
+        "--output", type=Path, default=Path("eval_results"), metavar="FOLDER"
+    )
+    bench.set_defaults(run=_bench)
 
     export = commands.add_parser(
         "export", help="write plain SAELens checkpoints, which need no plugin"
@@ -151,7 +219,8 @@ def main(args: Sequence[str] | None = None) -> int:
     # The commands import SAELens, which takes seconds: --help need not wait for it.
     try:
         return options.run(options, rest)
-    except (ValueError, TypeError, OSError) as error:  # OSError: the Hub's refusals too
+    # OSError: the Hub's refusals too; ImportError: an extra is not installed.
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"sae-lens-hierarchical: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -269,10 +338,61 @@ def _show(table: MetricsTable, ks: Collection[int], output: Path) -> None:
 
 def _figures(options: argparse.Namespace, _rest: list[str]) -> int:
     from sae_lens_hierarchical.eval.figures import write_figures
+    from sae_lens_hierarchical.eval.saebench_results import autointerp_scores
     from sae_lens_hierarchical.eval.table import read_table
 
-    for path in write_figures(options.output, read_table(options.table)):
+    scores = None
+    if options.autointerp is not None:
+        results = autointerp_scores(options.autointerp)
+        scores = {(sae, k): score for sae, k, score in results if k is not None}
+    for path in write_figures(options.output, read_table(options.table), scores):
         print(path)
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _prices(text: str) -> tuple[float, float]:
+    prompts, answers = map(float, text.split(","))
+    return prompts, answers
+
+
+def _bench(options: argparse.Namespace, _rest: list[str]) -> int:
+    from rich.console import Console
+
+    from sae_lens_hierarchical.eval.saebench_checkpoints import bench_checkpoints
+    from sae_lens_hierarchical.eval.saebench_results import bench_table, read_results
+
+    judge = None
+    if options.judge_model is not None:
+        from sae_lens_hierarchical.eval.judge import Judge
+
+        judge = Judge(
+            options.judge_model,
+            options.output / "judge_answers.sqlite",
+            url=options.judge_url,
+            max_calls=options.max_calls,
+            price=options.price,
+        )
+    bench_checkpoints(
+        options.checkpoint,
+        options.k,
+        options.evals,
+        options.output,
+        judge,
+        model_name=options.model,
+        dataset=options.dataset,
+        contexts=options.contexts,
+        latents=options.latents,
+        probing_datasets=options.probing_datasets,
+        batch_size=options.batch_size,
+        device=options.device,
+        force=options.force,
+    )
+    Console().print(bench_table(read_results(options.output)))
+    print(options.output)
     return 0
 
 

@@ -28,7 +28,9 @@ from tests.conftest import MakeConfig, make_metrics
 from tests.hub_server import HubServer
 
 
-@pytest.mark.parametrize("command", [[], ["quickstart"], ["export"], ["push"]])
+@pytest.mark.parametrize(
+    "command", [[], ["quickstart"], ["bench"], ["export"], ["push"]]
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sae_lens import SAE, ActivationsStore
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from sae_lens.load_model import load_model
 from torch import Tensor
@@ -27,15 +28,34 @@ from sae_lens_hierarchical.data import (
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import MetricsTable
 
-__all__ = ["load_saes", "sweep_checkpoints", "sweep_store"]
+__all__ = [
+    "load_model_and_text",
+    "load_saes",
+    "name_checkpoints",
+    "sweep_checkpoints",
+    "sweep_store",
+]
 
 _PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
 
 
+def name_checkpoints(checkpoints: Sequence[Path]) -> dict[str, Path]:
+    """Return checkpoints by their folders' names, or by paths where names clash."""
+    paths = {path.resolve().name: path for path in checkpoints}
+    if len(paths) < len(checkpoints):
+        paths = {str(path): path for path in checkpoints}
+    return paths
+
+
 def load_saes(
-    checkpoints: Mapping[str, Path], device: str = "cpu"
+    checkpoints: Mapping[str, Path], device: str = "cpu", model_name: str | None = None
 ) -> dict[str, SAE[Any]]:
     """Load SAEs that are to be compared, by name.
+
+    Args:
+        checkpoints: Their folders.
+        device: Where to put them.
+        model_name: Their model; default the one that their metadata name.
 
     Raises:
         ValueError: If they say nothing of their model, or have different ones.
@@ -44,10 +64,49 @@ def load_saes(
         name: SAE.load_from_disk(path, device=device)
         for name, path in checkpoints.items()
     }
+    if model_name is not None:
+        for sae in saes.values():
+            sae.cfg.metadata.model_name = model_name
     names = {name: sae.cfg.metadata.model_name for name, sae in saes.items()}
     if None in names.values() or len(set(names.values())) > 1:
         raise ValueError(f"the SAEs must name one model in their metadata, got {names}")
     return saes
+
+
+def load_model_and_text(
+    saes: Mapping[str, SAE[Any]], dataset: str | None, device: str
+) -> tuple[Any, str | Dataset, str]:
+    """Load what SAEs of one model are measured on.
+
+    Args:
+        saes: The SAEs; their model may be a folder.
+        dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
+            first SAE was trained on, or for the bundled model its held-out text.
+        device: Where to put the model.
+
+    Returns:
+        The model, the text, and what to call the text.
+    """
+    metadata = next(iter(saes.values())).cfg.metadata
+    text = dataset or metadata.dataset_path
+    if metadata.model_name == BUNDLED_MODEL_NAME:
+        model = load_bundled_model(device)
+        if dataset is None:
+            return model, load_bundled_text("held_out"), "bundled, held out"
+    elif Path(metadata.model_name).is_dir():
+        # HookedTransformer knows models by their names on the Hub alone.
+        model = SAETransformerBridge.boot_transformers(
+            metadata.model_name, device=device
+        )
+        model.enable_compatibility_mode(no_processing=True)
+    else:
+        model = load_model(
+            metadata.model_class_name or "HookedTransformer",
+            metadata.model_name,
+            device=device,
+            model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs,
+        )
+    return model, text, text
 
 
 def sweep_checkpoints(
@@ -81,24 +140,10 @@ def sweep_checkpoints(
         ValueError: If ``ks`` does not fit, or the SAEs say nothing of their model or
             have different ones.
     """
-    paths = {path.resolve().name: path for path in checkpoints}
-    if len(paths) < len(checkpoints):
-        paths = {str(path): path for path in checkpoints}
+    paths = name_checkpoints(checkpoints)
     saes = load_saes(paths, device)
+    model, text, text_name = load_model_and_text(saes, dataset, device)
     first = next(iter(saes.values()))
-    metadata = first.cfg.metadata
-    text: str | Dataset = dataset or metadata.dataset_path
-    if metadata.model_name == BUNDLED_MODEL_NAME:
-        model = load_bundled_model(device)
-        if dataset is None:
-            text = load_bundled_text("held_out")
-    else:
-        model = load_model(
-            metadata.model_class_name or "HookedTransformer",
-            metadata.model_name,
-            device=device,
-            model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs,
-        )
     streaming = isinstance(text, str)
     store = ActivationsStore.from_sae(
         model, first, text, streaming=streaming, device=device
@@ -112,7 +157,7 @@ def sweep_checkpoints(
         batch_size=batch_size,
         jumprelu=jumprelu,
     )
-    table.provenance["text"] = text if isinstance(text, str) else "bundled, held out"
+    table.provenance["text"] = text_name
     table.provenance["checkpoints"] = {
         name: {"path": str(path.resolve()), "sha256": _sha256(path)}
         for name, path in paths.items()

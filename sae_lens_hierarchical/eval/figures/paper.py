@@ -253,7 +253,9 @@ def decoder_cosines(table: MetricsTable) -> Figure | None:
     styles = sae_styles(table)
     series = []
     for sae in compared(table):
-        for row in topk_rows(table, sae)[-1:]:
+        # Few tokens have more features than their SAE was trained for: that is noise.
+        rows = [row for row in topk_rows(table, sae) if row.k <= row.trained_k]
+        for row in rows[-1:]:
             cosines = tuple(row.cosine_to_next.tolist())
             ranks = tuple(range(1, len(cosines) + 1))
             series.append(Series(label=sae, x=ranks, y=cosines, style=styles[sae]))
@@ -267,7 +269,6 @@ def decoder_cosines(table: MetricsTable) -> Figure | None:
                 "cosine of decoder rows i and i + 1",
                 series,
                 x_label="i, rank of the feature",
-                x_mark=_largest_k(table),
             )
         ],
     )

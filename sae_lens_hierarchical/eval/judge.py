@@ -1,0 +1,164 @@
+"""AutoInterp's judge: any chat model behind OpenAI's API, whose answers are kept."""
+
+# OpenAI's client comes with SAEBench, an extra, which a type checker need not find.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from openai import APIError, OpenAI, OpenAIError
+
+__all__ = ["Judge", "JudgeError", "Messages"]
+
+Messages = list[dict[str, str]]
+
+# Asked again so often after an error, each time later, or after no usable answer.
+RETRIES = 5
+CHARACTERS_A_TOKEN = 4  # of English, by OpenAI's rule of thumb
+
+
+class JudgeError(OSError):
+    """The judge gave no answer, or may be asked no more."""
+
+
+class Judge:
+    """A chat model that is never asked the same thing twice.
+
+    Errors 408, 409, 429 and 5xx, time-outs and lost connections are tried again by
+    OpenAI's client, which waits as long as the server's Retry-After says; answers that
+    are empty or no JSON are asked for again here.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        cache: Path,
+        *,
+        url: str | None = None,
+        max_calls: int | None = None,
+        price: tuple[float, float] | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """Set up a judge; nothing is asked yet.
+
+        Args:
+            model: The model's name, as the server has it.
+            cache: The file that keeps the answers; it may be shared by judges.
+            url: The API's address, such as ``http://localhost:8000/v1`` for vLLM;
+                default the environment's ``OPENAI_BASE_URL``, or OpenAI. The key is
+                the environment's ``OPENAI_API_KEY``.
+            max_calls: How many answers this judge may ask for, errors that are tried
+                again not counted; None sets no limit.
+            price: Dollars for a million tokens of prompts and of answers, to estimate
+                the costs.
+            timeout: Seconds to wait for an answer.
+
+        Raises:
+            JudgeError: If there is no key for OpenAI.
+        """
+        self.model, self.max_calls, self.price = model, max_calls, price
+        self.calls = 0
+        url = url or os.environ.get("OPENAI_BASE_URL")
+        # A server of one's own needs no key, but the client does.
+        key = os.environ.get("OPENAI_API_KEY", "none" if url else None)
+        try:
+            self._client = OpenAI(
+                api_key=key, base_url=url, max_retries=RETRIES, timeout=timeout
+            )
+        except OpenAIError as error:
+            raise JudgeError(str(error)) from error
+        self.url = str(self._client.base_url).rstrip("/")
+        self._lock = threading.Lock()
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        # SQLite writes each answer whole or not at all, whenever the process dies.
+        self._answers = sqlite3.connect(cache, timeout=60, check_same_thread=False)
+        self._answers.execute(
+            "CREATE TABLE IF NOT EXISTS answers (asked TEXT PRIMARY KEY, answer TEXT)"
+        )
+
+    def ask(self, messages: Messages, max_tokens: int) -> str:
+        """Return the model's answer to a chat; threads may ask at the same time.
+
+        Raises:
+            JudgeError: If the server refuses, gives no answer in several tries, or
+                the calls are used up. Answers so far are kept.
+        """
+        if (known := self.recall(messages, max_tokens)) is not None:
+            return known
+        body = ""
+        for _ in range(1 + RETRIES):
+            body = self._call(messages, max_tokens)
+            try:
+                answer = json.loads(body)["choices"][0]["message"]["content"].strip()
+            except (ValueError, LookupError, TypeError, AttributeError):
+                continue
+            if answer:
+                self._keep(messages, max_tokens, answer)
+                return answer
+        raise JudgeError(
+            f"{self.url} gave no answer in {1 + RETRIES} tries, last {body[:200]!r}"
+        )
+
+    def recall(self, messages: Messages, max_tokens: int) -> str | None:
+        """Return the answer if it was given before."""
+        asked = (self._asked(messages, max_tokens),)
+        query = "SELECT answer FROM answers WHERE asked = ?"
+        with self._lock:
+            found = self._answers.execute(query, asked).fetchone()
+        return None if found is None else found[0]
+
+    def estimate(self, chats: Iterable[tuple[Messages, int]]) -> str:
+        """Say how many calls these are, and what they may cost.
+
+        Args:
+            chats: Messages and ``max_tokens`` of each.
+        """
+        calls, characters, answers = 0, 0, 0
+        for messages, max_tokens in chats:
+            if self.recall(messages, max_tokens) is None:
+                calls += 1
+                characters += sum(len(message["content"]) for message in messages)
+                answers += max_tokens
+        prompts = characters // CHARACTERS_A_TOKEN
+        text = (
+            f"{calls:,} calls to {self.model} at {self.url}: about {prompts:,} tokens "
+            f"of prompts, at most {answers:,} of answers"
+        )
+        if self.price is None:
+            return text
+        cost = (prompts * self.price[0] + answers * self.price[1]) / 1e6
+        return f"{text}, about ${cost:,.2f}"
+
+    def _call(self, messages: Messages, max_tokens: int) -> str:
+        with self._lock:
+            if self.calls == self.max_calls:
+                raise JudgeError(
+                    f"the limit of {self.max_calls} calls to the judge is reached; "
+                    "the answers are kept: the next run goes on from here"
+                )
+            self.calls += 1
+        try:
+            response = self._client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=messages,
+                max_tokens=max_tokens,
+            )
+        except APIError as error:
+            raise JudgeError(f"{self.url} gave no answer: {error}") from error
+        return response.http_response.text
+
+    def _keep(self, messages: Messages, max_tokens: int, answer: str) -> None:
+        row = (self._asked(messages, max_tokens), answer)
+        with self._lock, self._answers:
+            self._answers.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", row)
+
+    def _asked(self, messages: Messages, max_tokens: int) -> str:
+        everything = [self.url, self.model, messages, max_tokens]
+        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()

@@ -1,0 +1,85 @@
+"""SAEBench over SAEs on disk, whose metadata name the model and the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_lens_hierarchical.eval.checkpoints import (
+    load_model_and_text,
+    load_saes,
+    name_checkpoints,
+)
+from sae_lens_hierarchical.eval.saebench import (
+    BATCH_SIZE,
+    CONTEXTS,
+    LATENTS,
+    Judge,
+    SAEBench,
+    draw_tokens,
+)
+
+__all__ = ["bench_checkpoints"]
+
+EVALS = ("core", "autointerp", "sparse_probing")
+
+
+def bench_checkpoints(
+    checkpoints: Sequence[Path],
+    ks: Sequence[int],
+    evals: Sequence[str],
+    output: Path,
+    judge: Judge | None = None,
+    *,
+    model_name: str | None = None,
+    dataset: str | None = None,
+    contexts: int = CONTEXTS,
+    latents: int = LATENTS,
+    probing_datasets: Sequence[str] = (),
+    batch_size: int = BATCH_SIZE,
+    device: str = "cpu",
+    force: bool = False,
+) -> None:
+    """Run evals of SAEBench on SAEs at each k, on the same text; see ``SAEBench``.
+
+    Args:
+        checkpoints: Folders of SAEs of SAELens that were trained on one model.
+        ks: Strictly increasing numbers of features.
+        evals: Some of ``core``, ``autointerp`` and ``sparse_probing``.
+        output: Where the results go.
+        judge: Whom AutoInterp asks.
+        model_name: A model on the Hub or on disk; default the SAEs' own.
+        dataset: A data set on the Hub or on disk; default what the first SAE was
+            trained on, or for the bundled model its held-out text.
+        contexts: How much of it to use, where it has as much.
+        latents: How many features AutoInterp explains for each SAE and k.
+        probing_datasets: Some of SAEBench's data sets; default all.
+        batch_size: Contexts in one forward pass of the model.
+        device: Where to put the model and the SAEs.
+        force: Whether to make results again that are there.
+
+    Raises:
+        ValueError: If an argument does not fit, or the SAEs have not one model.
+        JudgeError: If the judge fails.
+    """
+    if unknown := sorted(set(evals) - set(EVALS)):
+        raise ValueError(f"evals must be some of {EVALS}, got {unknown}")
+    if judge is None and "autointerp" in evals:
+        raise ValueError("autointerp needs a judge, and no model was named for it")
+    saes = load_saes(name_checkpoints(checkpoints), device, model_name)
+    model, text, text_name = load_model_and_text(saes, dataset, device)
+    first = next(iter(saes.values()))
+    bench = SAEBench(
+        model=model,
+        tokens=draw_tokens(model, first, text, contexts),
+        text_name=text_name,
+        output=output,
+        batch_size=batch_size,
+        force=force,
+    )
+    if "core" in evals:
+        bench.core(saes, ks)
+    if judge is not None and "autointerp" in evals:
+        bench.autointerp(saes, ks, judge, latents)
+    if "sparse_probing" in evals:
+        bench.sparse_probing(saes, ks, probing_datasets)

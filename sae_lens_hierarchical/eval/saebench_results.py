@@ -1,0 +1,72 @@
+"""SAEBench's result files, read without SAEBench."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+__all__ = ["BenchResult", "autointerp_scores", "bench_table", "read_results"]
+
+# The main numbers: SAEBench's group and name of each, and ours for a narrow terminal.
+_MAIN = {
+    ("sparsity", "l0"): "l0",
+    ("model_performance_preservation", "ce_loss_score"): "CE recovered",
+    ("reconstruction_quality", "cossim"): "cosine",
+    ("autointerp", "autointerp_score"): "AutoInterp",
+    ("sae", "sae_top_1_test_accuracy"): "probing, 1 feature",
+}
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What SAEBench found of one SAE at one k.
+
+    Attributes:
+        sae: The SAE's name.
+        k: Its k; None for one that has none.
+        metrics: SAEBench's numbers of all evals that were run, by group and name.
+    """
+
+    sae: str
+    k: int | None
+    metrics: dict[tuple[str, str], float] = field(default_factory=dict)
+
+
+def read_results(folder: str | Path) -> list[BenchResult]:
+    """Read all result files in a folder, and in the evals' folders within it.
+
+    Returns:
+        A result for each SAE and k, by name and ascending k.
+    """
+    results: dict[tuple[str, int | None], BenchResult] = {}
+    for path in sorted(Path(folder).rglob("*_eval_results.json")):
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        sae, k = content["sae_lens_release_id"], content["sae_cfg_dict"].get("k")
+        result = results.setdefault((sae, k), BenchResult(sae, k))
+        for group, metrics in content["eval_result_metrics"].items():
+            result.metrics.update({(group, name): v for name, v in metrics.items()})
+    return sorted(results.values(), key=lambda result: (result.sae, result.k or 0))
+
+
+def autointerp_scores(folder: str | Path) -> list[tuple[str, int | None, float]]:
+    """Return (SAE's name, k, AutoInterp score) of each result, by name and k."""
+    found = read_results(folder)
+    name = ("autointerp", "autointerp_score")
+    return [(r.sae, r.k, r.metrics[name]) for r in found if name in r.metrics]
+
+
+def bench_table(results: list[BenchResult]) -> Table:
+    """Return a table for the terminal of the main numbers that were measured."""
+    names = [name for name in _MAIN if any(name in r.metrics for r in results)]
+    table = Table("SAE", "k", *(_MAIN[name] for name in names))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for result in results:
+        values = [result.metrics.get(name) for name in names]
+        cells = ["" if value is None else f"{value:.3f}" for value in values]
+        table.add_row(result.sae, "" if result.k is None else str(result.k), *cells)
+    return table

@@ -1,0 +1,98 @@
+"""Tests of ``sae-lens-hierarchical bench`` as a user would run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sae_lens import HookedSAETransformer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.data import load_bundled_text
+from sae_lens_hierarchical.eval.saebench_results import autointerp_scores, read_results
+from tests.bench.judge_server import JudgeServer
+
+SMALL = ["--k", "2,8", "--contexts", "24", "--latents", "4"]
+
+
+def test_core_and_autointerp_on_the_bundled_model(
+    checkpoint: Path,
+    server: JudgeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    judge = ["--judge-model", "small", "--judge-url", server.url, "--price", "1,2"]
+    command = ["bench", str(checkpoint), *SMALL, "--evals", "core,autointerp", *judge]
+
+    assert main([*command, "--max-calls", "2"]) == 2
+    assert "the limit of 2 calls" in capsys.readouterr().err
+    assert main(command) == 0
+
+    table = capsys.readouterr().out
+    for word in ("ours", "l0", "AutoInterp", "8.000", "eval_results", "about $0.0"):
+        assert word in table
+    assert [(r.sae, r.k) for r in read_results("eval_results")] == [
+        ("ours", 2),
+        ("ours", 8),
+    ]
+    asked = len(server.asked)
+    assert main([*command, "--force"]) == 0
+    assert len(server.asked) == asked
+    assert len(autointerp_scores("eval_results")) == 2
+
+
+def test_a_local_model_and_text_in_place_of_hub_names(
+    model: HookedSAETransformer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=128
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text").mkdir()
+    text = load_bundled_text("held_out").select(range(8))
+    text.to_json(tmp_path / "text" / "train.jsonl")
+    sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=16, d_sae=32, k_max=8))
+    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    sae.cfg.metadata.prepend_bos = True
+    sae.save_model(tmp_path / "sae")
+    local = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "text")]
+    output = ["--output", str(tmp_path / "results")]
+
+    assert main(["bench", str(tmp_path / "sae"), *SMALL, *local, *output]) == 0
+
+    found = read_results(tmp_path / "results")
+    assert [r.metrics["sparsity", "l0"] for r in found] == pytest.approx([2, 8])
+    assert main(["bench", str(tmp_path / "sae"), *SMALL, *output]) == 2
+    assert "must name one model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--evals", "core,ravel"], "evals must be some of"),
+        (["--evals", "autointerp"], "autointerp needs a judge"),
+        (["--evals", "autointerp", "--judge-model", "small"], "OPENAI_API_KEY"),
+        (["--k", "8,2"], "ks must be"),
+        (["--contexts", "0"], "contexts must be"),
+    ],
+)
+@pytest.mark.usefixtures("server")
+def test_bad_options_are_one_clear_line(
+    options: list[str],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = ["--output", str(tmp_path / "results")]
+
+    assert main(["bench", str(checkpoint), *SMALL, *output, *options]) == 2
+
+    assert message in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""Tests of the judge against a server that answers, and fails, as the API does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sae_lens_hierarchical.eval.judge import RETRIES, Judge, JudgeError, Messages
+from tests.bench.judge_server import JudgeServer
+
+TOKENS = 30
+
+
+@pytest.fixture
+def judge(server: JudgeServer, tmp_path: Path) -> Judge:
+    server.answers["?"] = "because"
+    return Judge("small", tmp_path / "answers", url=server.url, timeout=0.2)
+
+
+def chat(text: str) -> Messages:
+    return [{"role": "user", "content": f"{text}?"}]
+
+
+def test_it_asks_the_model_and_remembers(
+    judge: Judge, server: JudgeServer, tmp_path: Path
+) -> None:
+    assert judge.recall(chat("why"), TOKENS) is None
+    assert judge.ask(chat("why"), TOKENS) == "because"
+    again = Judge("small", tmp_path / "answers", url=server.url)
+    assert again.ask(chat("why"), TOKENS) == "because"
+
+    (asked,) = server.asked
+    assert asked == {
+        "path": "/v1/chat/completions",
+        "model": "small",
+        "messages": chat("why"),
+        "max_tokens": TOKENS,
+    }
+    assert server.keys == {"Bearer none"}
+
+
+def test_another_model_server_or_question_is_asked(
+    judge: Judge, server: JudgeServer, tmp_path: Path
+) -> None:
+    judge.ask(chat("why"), TOKENS)
+    judge.ask(chat("why"), TOKENS + 1)
+    judge.ask(chat("who"), TOKENS)
+    Judge("large", tmp_path / "answers", url=server.url).ask(chat("why"), TOKENS)
+    other_url = server.url.replace("127.0.0.1", "localhost")
+    Judge("small", tmp_path / "answers", url=other_url).ask(chat("why"), TOKENS)
+
+    assert len(server.asked) == 5
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        429,
+        500,
+        503,
+        "time-out",
+        "reset",
+        "cut off",
+        "half JSON",
+        "no choices",
+        "null",
+        "page",
+        "nothing",
+    ],
+)
+def test_it_tries_again(judge: Judge, server: JudgeServer, failure: int | str) -> None:
+    server.failures = [failure]
+
+    assert judge.ask(chat("why"), TOKENS) == "because"
+
+    assert len(server.asked) == 2
+
+
+def test_it_waits_as_long_as_it_is_told(judge: Judge, server: JudgeServer) -> None:
+    server.failures = [429, 429, 429]
+    start = time.monotonic()
+
+    judge.ask(chat("why"), TOKENS)
+
+    # Without a word from the server it would be half a second and more each time.
+    assert 0.15 <= time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("failure", [500, "half JSON"])
+def test_it_gives_up_in_the_end(
+    judge: Judge, server: JudgeServer, failure: int | str
+) -> None:
+    server.failures = [failure] * 100
+
+    with pytest.raises(JudgeError, match=f"{server.url} gave no answer"):
+        judge.ask(chat("why"), TOKENS)
+
+    assert len(server.asked) == 1 + RETRIES
+    server.failures = []
+    assert judge.ask(chat("why"), TOKENS) == "because"
+
+
+def test_a_refusal_is_final(judge: Judge, server: JudgeServer) -> None:
+    server.failures = [401]
+
+    with pytest.raises(JudgeError, match="401"):
+        judge.ask(chat("why"), TOKENS)
+
+    assert len(server.asked) == 1
+
+
+def test_the_environment_names_server_and_key(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(JudgeError, match="OPENAI_API_KEY"):
+        Judge("small", tmp_path / "answers")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    server.answers["?"] = "because"
+
+    judge = Judge("small", tmp_path / "answers")
+
+    assert judge.ask(chat("why"), TOKENS) == "because"
+    assert server.keys == {"Bearer secret"}
+    assert b"secret" not in (tmp_path / "answers").read_bytes()
+
+
+def test_the_limit_holds_among_threads(server: JudgeServer, tmp_path: Path) -> None:
+    server.answers["?"] = "because"
+    judge = Judge("small", tmp_path / "answers", url=server.url, max_calls=5)
+    judge.ask(chat("0"), TOKENS)
+
+    with ThreadPoolExecutor(8) as threads:
+        tasks = [threads.submit(judge.ask, chat(str(n)), TOKENS) for n in range(20)]
+    errors = [error for task in tasks if (error := task.exception())]
+
+    assert len(server.asked) == 5
+    assert len(errors) == 15
+    assert "the limit of 5 calls" in str(errors[0])
+    again = Judge("small", tmp_path / "answers", url=server.url)
+    for n in range(20):
+        again.ask(chat(str(n)), TOKENS)
+    assert len(server.asked) == 20
+
+
+def test_the_estimate_leaves_out_what_is_known(
+    server: JudgeServer, tmp_path: Path
+) -> None:
+    server.answers["?"] = "because"
+    judge = Judge("small", tmp_path / "answers", url=server.url, price=(2, 10))
+    chats = [(chat("x" * 4_000_000), 100_000), (chat("why"), TOKENS)]
+
+    judge.ask(*chats[1])
+
+    assert judge.estimate(chats) == (
+        f"1 calls to small at {server.url}: about 1,000,000 tokens of prompts, at most "
+        "100,000 of answers, about $3.00"
+    )
+    judge.price = None
+    assert judge.estimate(chats).endswith("100,000 of answers")
+
+
+def ask_until_killed(cache: Path, url: str) -> None:
+    judge = Judge("small", cache, url=url)
+    keep = judge._answers.execute
+
+    class Connection:
+        """Dies within the third answer's transaction, after it was written."""
+
+        written = 0
+
+        def execute(self, *args: object) -> object:
+            result = keep(*args)  # type: ignore[arg-type]
+            self.written += str(args[0]).startswith("INSERT")
+            if self.written == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        def __enter__(self) -> object:
+            return original.__enter__()
+
+        def __exit__(self, *error: object) -> object:
+            return original.__exit__(*error)  # type: ignore[arg-type]
+
+    original, judge._answers = judge._answers, Connection()  # type: ignore[assignment]
+    for n in range(5):
+        judge.ask(chat(str(n)), TOKENS)
+
+
+def test_answers_outlive_a_process_killed_in_mid_write(
+    server: JudgeServer, tmp_path: Path
+) -> None:
+    server.answers["?"] = "because"
+    cache = tmp_path / "answers"
+    process = multiprocessing.get_context("fork").Process(
+        target=ask_until_killed, args=(cache, server.url)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(server.asked) == 3
+
+    judge = Judge("small", cache, url=server.url)
+
+    for n in range(5):
+        assert judge.ask(chat(str(n)), TOKENS) == "because"
+    assert len(server.asked) == 3 + 3

@@ -1,0 +1,122 @@
+"""What ``eval/saebench.py`` relies on in SAEBench, name by name.
+
+Where a new version of SAEBench breaks us, this says by what.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from pkgutil import resolve_name
+from typing import Any
+
+import pytest
+
+# Functions and methods, with the parameters that they are given.
+CALLED = {
+    "evals.core.main:run_evals": (
+        "sae activation_store model eval_config ignore_tokens verbose"
+    ),
+    "evals.core.main:calculate_misc_metrics": "feature_metrics",
+    "evals.core.main:replace_nans_with_negative_one": "obj",
+    "evals.core.main:save_single_eval_result": (
+        "result eval_instance_id sae_lens_version sae_bench_commit_hash json_path sae"
+    ),
+    "evals.autointerp.main:display_messages": "messages",
+    "evals.autointerp.main:AutoInterp": (
+        "cfg model sae tokenized_dataset sparsity device api_key"
+    ),
+    "evals.autointerp.main:AutoInterp.gather_data": "self",
+    "evals.autointerp.main:AutoInterp.get_api_response": (
+        "self messages max_tokens n_completions"
+    ),
+    "evals.autointerp.main:AutoInterp.get_generation_prompts": (
+        "self generation_examples"
+    ),
+    "evals.autointerp.main:AutoInterp.get_scoring_prompts": (
+        "self explanation scoring_examples"
+    ),
+    "evals.autointerp.main:AutoInterp.parse_explanation": "self explanation",
+    "evals.autointerp.main:AutoInterp.parse_predictions": "self predictions",
+    "evals.autointerp.main:AutoInterp.run_single_feature": (
+        "self executor latent generation_examples scoring_examples explanation_override"
+    ),
+    "evals.sparse_probing.main:run_eval_single_sae": (
+        "config sae model device artifacts_folder save_activations"
+    ),
+    "sae_bench_utils.activation_collection:get_feature_activation_sparsity": (
+        "tokens model sae batch_size layer hook_name mask_bos_pad_eos_tokens"
+    ),
+    "sae_bench_utils.general_utils:dtype_to_str": "dtype",
+    "sae_bench_utils.general_utils:get_results_filepath": (
+        "output_path sae_release sae_id"
+    ),
+    "sae_bench_utils.general_utils:load_and_format_sae": (
+        "sae_release_or_unique_id sae_object_or_sae_lens_id device"
+    ),
+    "sae_bench_utils:get_eval_uuid": "",
+}
+
+RESULT = (
+    "eval_config eval_id datetime_epoch_millis eval_result_metrics eval_result_details "
+    "eval_result_unstructured sae_bench_commit_hash sae_lens_id sae_lens_release_id "
+    "sae_lens_version sae_cfg_dict"
+)
+# Dataclasses, with the fields that are set or read.
+FILLED = {
+    "evals.core.eval_config:CoreEvalConfig": (
+        "model_name llm_dtype batch_size_prompts n_eval_reconstruction_batches "
+        "n_eval_sparsity_variance_batches dataset context_size compute_kl "
+        "compute_ce_loss compute_l2_norms compute_sparsity_metrics "
+        "compute_variance_metrics compute_featurewise_density_statistics "
+        "compute_featurewise_weight_based_metrics "
+        "exclude_special_tokens_from_reconstruction"
+    ),
+    "evals.core.eval_output:CoreEvalOutput": RESULT,
+    "evals.autointerp.eval_config:AutoInterpEvalConfig": (
+        "model_name n_latents random_seed dataset_name llm_context_size llm_batch_size "
+        "llm_dtype total_tokens max_tokens_in_explanation"
+    ),
+    "evals.autointerp.eval_output:AutoInterpEvalOutput": RESULT,
+    "evals.autointerp.eval_output:AutoInterpMetricCategories": "autointerp",
+    "evals.autointerp.eval_output:AutoInterpMetrics": (
+        "autointerp_score autointerp_std_dev"
+    ),
+    "evals.sparse_probing.eval_config:SparseProbingEvalConfig": (
+        "model_name random_seed llm_batch_size llm_dtype dataset_names"
+    ),
+    "evals.sparse_probing.eval_output:SparseProbingEvalOutput": RESULT,
+    "evals.sparse_probing.eval_output:SparseProbingMetricCategories": "llm sae",
+    "evals.sparse_probing.eval_output:SparseProbingResultDetail": "dataset_name",
+}
+
+
+def find(name: str) -> Any:
+    return resolve_name(f"sae_bench.{name}")
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_functions_take_what_they_are_given(name: str) -> None:
+    given = CALLED[name].split()
+
+    taken = inspect.signature(find(name)).parameters
+
+    assert [parameter for parameter in taken if parameter in given] == given
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_dataclasses_have_the_fields(name: str) -> None:
+    assert set(FILLED[name].split()) <= {field.name for field in fields(find(name))}
+
+
+def test_answers_have_a_limit_that_follows_from_the_config() -> None:
+    config = find("evals.autointerp.eval_config:AutoInterpEvalConfig")()
+
+    assert config.max_tokens_in_prediction > 0
+
+
+def test_defaults_are_what_ours_stand_for() -> None:
+    """Where SAEBench measures on something else, our constants should follow."""
+    config = find("evals.autointerp.eval_config:AutoInterpEvalConfig")()
+    assert (config.total_tokens, config.llm_context_size) == (2_000_000, 128)
+    assert (config.n_latents, config.random_seed) == (1000, 42)

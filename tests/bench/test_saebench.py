@@ -1,0 +1,339 @@
+"""Tests of SAEBench at every k, on the bundled model and with a judge on loopback."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sae_bench.evals.core.main as core_main
+import torch
+from sae_bench.sae_bench_utils import graphing_utils
+from sae_lens import (
+    HookedSAETransformer,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
+from torch import Tensor
+
+from sae_lens_hierarchical import HierarchicalTopKSAE
+from sae_lens_hierarchical.data import load_bundled_text
+from sae_lens_hierarchical.eval.judge import Judge, JudgeError
+from sae_lens_hierarchical.eval.saebench import SAEBench, draw_tokens
+from sae_lens_hierarchical.eval.saebench_results import autointerp_scores
+from sae_lens_hierarchical.eval.sweep import sweep
+from tests.bench.judge_server import JudgeServer
+
+KS = [2, 8]
+LATENTS = 6
+
+
+@pytest.fixture(scope="module")
+def tokens(model: HookedSAETransformer, sae: HierarchicalTopKSAE) -> Tensor:
+    return draw_tokens(model, sae, load_bundled_text("held_out"), 32)
+
+
+@pytest.fixture
+def bench(model: HookedSAETransformer, tokens: Tensor, tmp_path: Path) -> SAEBench:
+    output = tmp_path / "eval_results"
+    return SAEBench(model=model, tokens=tokens, text_name="bundled", output=output)
+
+
+def new_judge(server: JudgeServer, bench: SAEBench, **options: Any) -> Judge:
+    return Judge("small", bench.output / "answers", url=server.url, **options)
+
+
+def read(bench: SAEBench, name: str) -> dict[str, Any]:
+    path = bench.output / f"{name}_eval_results.json"
+    # Strictly: NaN is no JSON.
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def files(bench: SAEBench) -> set[str]:
+    folder = bench.output
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_core_finds_what_the_sweep_finds(
+    bench: SAEBench, sae: HierarchicalTopKSAE, tokens: Tensor
+) -> None:
+    before = copy.deepcopy(sae)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Decoder weights are not normalized")
+        bench.core({"ours": sae}, KS)
+
+    expected = sweep({"ours": sae}, bench.model, tokens.split(16), KS)
+    for row in expected:
+        result = read(bench, f"core/ours_k_{row.k}")
+        metrics = {
+            n: v for g in result["eval_result_metrics"].values() for n, v in g.items()
+        }
+        assert metrics["l0"] == pytest.approx(row.l0)
+        assert metrics["cossim"] == pytest.approx(row.cosine_similarity, rel=1e-4)
+        assert metrics["kl_div_with_sae"] == pytest.approx(row.kl_div, rel=1e-3)
+        # SAEBench divides by the tokens of a batch once more.
+        mse = metrics["mse"] * row.tokens / (len(tokens) / 16)
+        assert mse == pytest.approx(row.mse, rel=1e-2)
+        assert (1 - metrics["frac_alive"]) * 96 == pytest.approx(row.dead_features)
+        assert result["sae_cfg_dict"]["k"] == row.k
+        assert len(result["eval_result_details"]) == 96
+    assert sae.k == 8
+    assert sae.cfg == before.cfg
+    torch.testing.assert_close(sae.state_dict(), before.state_dict(), equal_nan=True)
+
+
+def test_saebenchs_own_tools_see_a_curve(
+    bench: SAEBench,
+    sae: HierarchicalTopKSAE,
+    server: JudgeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    settings: dict[str, Any] = {"rescale_acts_by_decoder_norm": True}
+    settings["metadata"] = sae.cfg.metadata
+    topk = TopKSAE(TopKSAEConfig(d_in=128, d_sae=96, k=4, **settings))
+    weights = {name: sae.state_dict()[name] for name in topk.state_dict()}
+    topk.load_state_dict(weights)
+    saes = {"ours": sae, "topk/4": topk}
+    bench.core(saes, KS)
+    bench.autointerp(saes, KS, new_judge(server, bench), LATENTS)
+
+    found = {
+        name: sorted(graphing_utils.find_eval_results_files([str(bench.output / name)]))
+        for name in ("core", "autointerp")
+    }
+    l0s = graphing_utils.get_core_results(found["core"])
+    scores = graphing_utils.get_eval_results(found["autointerp"])
+
+    ids = ["ours_k_2", "ours_k_8", "topk_4_k_2", "topk_4_k_8"]
+    assert list(scores) == list(l0s) == ids
+    assert [l0s[name]["l0"] for name in ids] == pytest.approx([2, 8, 2, 8])
+    assert [scores[name]["sae_class"] for name in ids] == [
+        "hierarchical_topk",
+        "hierarchical_topk",
+        "topk",
+        "topk",
+    ]
+    assert autointerp_scores(bench.output) == [
+        ("ours", 2, scores["ours_k_2"]["autointerp_score"]),
+        ("ours", 8, scores["ours_k_8"]["autointerp_score"]),
+        ("topk/4", 2, scores["topk_4_k_2"]["autointerp_score"]),
+        ("topk/4", 8, scores["topk_4_k_8"]["autointerp_score"]),
+    ]
+    paths = [Path(path) for group in found.values() for path in group]
+    assert len({json.loads(path.read_text())["eval_id"] for path in paths}) == 8
+    # The weights are the same, so what is found of them is.
+    for k in KS:
+        ours, others = (read(bench, f"core/{n}_k_{k}") for n in ("ours", "topk_4"))
+        ours, others = (r["eval_result_metrics"]["sparsity"] for r in (ours, others))
+        assert ours == pytest.approx(others, rel=1e-4)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    graphing_utils.plot_results(
+        found["autointerp"], found["core"], "autointerp", str(tmp_path / "plot")
+    )
+    assert (tmp_path / "plot_2var_sae_type.png").stat().st_size > 1000
+
+
+def test_a_sae_without_k_is_read_as_it_is(
+    bench: SAEBench, sae: HierarchicalTopKSAE
+) -> None:
+    metadata = sae.cfg.metadata
+    jumprelu = JumpReLUSAE(JumpReLUSAEConfig(d_in=128, d_sae=96, metadata=metadata))
+    jumprelu.load_state_dict(sae.state_dict() | {"threshold": torch.ones(96)}, False)
+
+    bench.core({"jumprelu": jumprelu}, KS)
+
+    assert files(bench) == {"core/jumprelu_custom_sae_eval_results.json"}
+    result = read(bench, "core/jumprelu_custom_sae")
+    assert result["sae_lens_id"] == "custom_sae"
+    assert result["eval_result_metrics"]["sparsity"]["l0"] > 8
+
+
+def test_autointerp_bears_the_apis_failures_and_asks_nothing_twice(
+    bench: SAEBench,
+    sae: HierarchicalTopKSAE,
+    server: JudgeServer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.failures = [429, 500, "time-out", "reset", "half JSON", "nothing", "null"]
+    judge = new_judge(server, bench, timeout=0.2)
+
+    bench.autointerp({"ours": sae}, KS, judge, LATENTS)
+
+    calls = 2 * sum(
+        len(read(bench, f"autointerp/ours_k_{k}")["eval_result_unstructured"])
+        for k in KS
+    )
+    assert f"{calls} calls to small at {server.url}" in capsys.readouterr().out
+    assert calls > LATENTS
+    assert len(server.asked) == calls + 7
+    first = autointerp_scores(bench.output)
+    assert [(name, k) for name, k, _ in first] == [("ours", k) for k in KS]
+    # Half of the fourteen texts by chance.
+    assert all(0.5 < score < 1 for _, _, score in first), first
+    config = read(bench, "autointerp/ours_k_2")["eval_config"]
+    assert (config["judge"], config["judge_url"]) == ("small", server.url)
+
+    server.asked.clear()
+    bench.autointerp({"ours": sae}, KS, new_judge(server, bench), LATENTS)
+    forced = replace(bench, force=True)
+    forced.autointerp({"ours": sae}, KS, new_judge(server, bench), LATENTS)
+
+    assert server.asked == []
+    assert autointerp_scores(bench.output) == first
+    assert "AutoInterp: 0 calls" in capsys.readouterr().out
+
+
+def test_a_limit_stops_autointerp_and_the_next_run_goes_on(
+    bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer
+) -> None:
+    with pytest.raises(JudgeError, match="the limit of 3 calls"):
+        bench.autointerp(
+            {"ours": sae}, [2], new_judge(server, bench, max_calls=3), LATENTS
+        )
+
+    assert len(server.asked) == 3
+    assert files(bench) == {"answers"}
+    bench.autointerp({"ours": sae}, [2], new_judge(server, bench), LATENTS)
+    latents = read(bench, "autointerp/ours_k_2")["eval_result_unstructured"]
+    assert len(server.asked) == 2 * len(latents)
+
+
+def test_after_a_refusal_nothing_more_is_asked(
+    bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer
+) -> None:
+    server.failures = [401] * 1000
+
+    with pytest.raises(JudgeError, match="401"):
+        bench.autointerp({"ours": sae}, KS, new_judge(server, bench), 30)
+
+    # As many as there are threads were under way.
+    assert len(server.asked) <= 2 * 10
+
+
+def test_answers_that_are_no_lists_are_not_scored(
+    bench: SAEBench,
+    sae: HierarchicalTopKSAE,
+    server: JudgeServer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench.autointerp({"ours": sae}, [8], new_judge(server, bench), LATENTS)
+    whole = read(bench, "autointerp/ours_k_8")["eval_result_unstructured"]
+    one = next(iter(whole.values()))["explanation"]
+    same = [r for r in whole.values() if r["explanation"] == one]
+
+    server.answers[f"fires on {one}."] = "1, ²"
+    other = replace(bench, output=bench.output.with_name("other"))
+    other.autointerp({"ours": sae}, [8], new_judge(server, other), LATENTS)
+
+    rest = read(other, "autointerp/ours_k_8")["eval_result_unstructured"]
+    assert len(rest) == len(whole) - len(same)
+    assert f"{len(same)} answers were no list of numbers" in capsys.readouterr().out
+    server.answers["fires on"] = "I cannot tell."
+    none = replace(bench, output=bench.output.with_name("none"))
+    with pytest.raises(JudgeError, match="none of its answers is a list"):
+        none.autointerp({"ours": sae}, [8], new_judge(server, none), LATENTS)
+    assert files(none) == {"answers"}
+
+
+def test_one_feature_has_a_score_without_a_spread(
+    bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer
+) -> None:
+    bench.autointerp({"ours": sae}, [8], new_judge(server, bench), 1)
+
+    metrics = read(bench, "autointerp/ours_k_8")["eval_result_metrics"]["autointerp"]
+    assert metrics["autointerp_std_dev"] == 0
+    assert not math.isnan(metrics["autointerp_score"])
+
+
+def test_too_little_text_is_said(
+    bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer, tokens: Tensor
+) -> None:
+    little = replace(bench, tokens=tokens[:1])
+
+    with pytest.raises(ValueError, match="ours at k_2 is active often enough in 128"):
+        little.autointerp({"ours": sae}, [2], new_judge(server, bench), LATENTS)
+
+    assert server.asked == []
+
+
+def test_results_are_made_once_and_whole(
+    bench: SAEBench, sae: HierarchicalTopKSAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = core_main.save_single_eval_result
+
+    def killed(*args: Any) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(core_main, "save_single_eval_result", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bench.core({"ours": sae}, KS)
+    assert files(bench) == set()
+    monkeypatch.undo()
+
+    bench.core({"ours": sae}, [2])
+    first = read(bench, "core/ours_k_2")
+    bench.core({"ours": sae}, KS)
+
+    assert read(bench, "core/ours_k_2") == first
+    replace(bench, force=True).core({"ours": sae}, [2])
+    again = read(bench, "core/ours_k_2")
+    assert again["eval_id"] != first["eval_id"]
+    assert again["eval_result_metrics"] == first["eval_result_metrics"]
+    with pytest.raises(ValueError, match="ks must be"):
+        bench.core({"ours": sae}, [8, 2])
+
+
+def test_sparse_probing_reads_local_data(
+    bench: SAEBench,
+    sae: HierarchicalTopKSAE,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = [
+        line
+        for document in load_bundled_text("train")["text"][:40]
+        for line in document.split("\n")
+        if len(line) > 80
+    ]
+    folder = tmp_path / "fancyzhx" / "ag_news"
+    folder.mkdir(parents=True)
+    for split, start in (("train", 0), ("test", 80)):
+        with (folder / f"{split}.csv").open("w") as file:
+            rows = csv.writer(file)
+            rows.writerow(["text", "label"])
+            # What is told apart is told by a word.
+            rows.writerows(
+                (f"{'ABCD'[n % 4]} " * 20 + lines[start + n], n % 4) for n in range(80)
+            )
+    sizes = {"probe_train_set_size": 40, "probe_test_set_size": 20}
+    grad = torch.is_grad_enabled()
+
+    bench.sparse_probing({"ours": sae}, KS, ["fancyzhx/ag_news"], **sizes)
+
+    results = [read(bench, f"sparse_probing/ours_k_{k}") for k in KS]
+    metrics = [result["eval_result_metrics"] for result in results]
+    assert metrics[0]["llm"] == metrics[1]["llm"]
+    for found in metrics:
+        assert found["llm"]["llm_test_accuracy"] > 0.8
+        assert found["sae"]["sae_top_5_test_accuracy"] > 0.5
+    assert metrics[0]["sae"] != metrics[1]["sae"]
+    assert (
+        results[0]["eval_result_details"][0]["dataset_name"]
+        == "fancyzhx/ag_news_results"
+    )
+    assert files(bench) == {f"sparse_probing/ours_k_{k}_eval_results.json" for k in KS}
+    assert torch.is_grad_enabled() == grad

@@ -1,0 +1,94 @@
+"""Tests of what needs no SAEBench: its results, and the word that it is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.eval.saebench_results import (
+    autointerp_scores,
+    bench_table,
+    read_results,
+)
+from sae_lens_hierarchical.eval.table import MetricsTable, write_table
+from tests.conftest import make_metrics
+
+
+def write(path: Path, sae: str, k: int | None, metrics: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {
+        "sae_lens_release_id": sae,
+        "sae_cfg_dict": {} if k is None else {"k": k},
+        "eval_result_metrics": metrics,
+    }
+    path.write_text(json.dumps(result))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for k in (16, 2):
+        core = {"sparsity": {"l0": k - 0.5, "l1": 9.0}}
+        write(tmp_path / "core" / f"ours_k_{k}_eval_results.json", "ours", k, core)
+    scored = {"autointerp": {"autointerp_score": 0.75, "autointerp_std_dev": 0.1}}
+    folder = tmp_path / "autointerp"
+    write(folder / "ours_k_2_eval_results.json", "ours", 2, scored)
+    write(folder / "relu_custom_sae_eval_results.json", "relu", None, scored)
+    (folder / "ours_k_16_eval_results.partial").write_text('{"half": ')
+    return tmp_path
+
+
+def test_results_come_together_by_sae_and_k(results: Path) -> None:
+    found = read_results(results)
+
+    assert [(r.sae, r.k, len(r.metrics)) for r in found] == [
+        ("ours", 2, 4),
+        ("ours", 16, 2),
+        ("relu", None, 2),
+    ]
+    assert autointerp_scores(results) == [("ours", 2, 0.75), ("relu", None, 0.75)]
+
+
+def test_the_table_shows_what_was_measured(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Console(width=80).print(bench_table(read_results(results)))
+
+    table = capsys.readouterr().out
+    for word in ("ours", "16", "15.500", "AutoInterp", "0.750", "relu"):
+        assert word in table
+    assert "probing" not in table
+
+
+def test_without_saebench_the_command_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = "sae_lens_hierarchical.eval.saebench"
+    for name in list(sys.modules):
+        if name.startswith("sae_bench") or name in (ours, f"{ours}_checkpoints"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sae_bench", None)
+
+    assert main(["bench", "nowhere", "--k", "2"]) == 2
+
+    error = capsys.readouterr().err
+    assert "SAEBench cannot be imported" in error
+    assert "README" in error
+
+
+def test_scores_become_figure_6(results: Path) -> None:
+    rows = [make_metrics(k, 0.5, sae="ours") for k in (2, 16)]
+    write_table(results / "metrics.parquet", MetricsTable(rows))
+    output = results / "figures"
+    command = ["figures", str(results / "metrics.parquet"), "--output", str(output)]
+
+    assert main(command) == 0
+    assert not (output / "figure_6.png").exists()
+    assert main([*command, "--autointerp", str(results)]) == 0
+
+    assert (output / "figure_6.png").read_bytes().startswith(b"\x89PNG")
