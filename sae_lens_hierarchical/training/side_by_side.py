@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from sae_lens_hierarchical.training.checkpoint import whole_folder
 from sae_lens_hierarchical.training.signals import stopping_on_signals
-from sae_lens_hierarchical.training.trainer import TrainingInterrupted
+from sae_lens_hierarchical.training.trainer import interrupt
 
 __all__ = ["SideBySideRunner", "side_by_side"]
 
@@ -115,11 +115,5 @@ class SideBySideTrainer(MultiSAETrainer):
         update_interval: int = 1,
     ) -> None:
         super()._update_pbar(step_outputs, pbar, update_interval)
-        if not self.stop_requested:
-            return
-        if self.cfg.checkpoint_path is None:
-            raise TrainingInterrupted(None)
-        checkpoint = Path(self.cfg.checkpoint_path) / str(self.n_training_samples)
-        if not checkpoint.exists():
-            self.save_checkpoint(checkpoint.name)
-        raise TrainingInterrupted(checkpoint)
+        if self.stop_requested:
+            interrupt(self)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from sae_lens import SAETrainer
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from tqdm import tqdm
 from typing_extensions import override
 
 from sae_lens_hierarchical.training.checkpoint import whole_folder
 
-__all__ = ["ResumableSAETrainer", "TrainingInterrupted"]
+__all__ = ["ResumableSAETrainer", "TrainingInterrupted", "interrupt"]
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -31,6 +32,20 @@ class TrainingInterrupted(KeyboardInterrupt):
             if checkpoint is None
             else f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}"
         )
+
+
+def interrupt(trainer: SAETrainer[Any, Any] | MultiSAETrainer) -> NoReturn:
+    """End training after a step, with a checkpoint unless there is one of it.
+
+    Raises:
+        TrainingInterrupted: Always.
+    """
+    if trainer.cfg.checkpoint_path is None:
+        raise TrainingInterrupted(None)
+    checkpoint = Path(trainer.cfg.checkpoint_path) / str(trainer.n_training_samples)
+    if not checkpoint.exists():
+        trainer.save_checkpoint(checkpoint.name)
+    raise TrainingInterrupted(checkpoint)
 
 
 class ResumableSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
@@ -71,14 +86,8 @@ class ResumableSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     @torch.no_grad()
     def _checkpoint_if_needed(self) -> None:
         super()._checkpoint_if_needed()
-        if not self.stop_requested:
-            return
-        if self.cfg.checkpoint_path is None:
-            raise TrainingInterrupted(None)
-        checkpoint = Path(self.cfg.checkpoint_path) / str(self.n_training_samples)
-        if not checkpoint.exists():
-            self.save_checkpoint(checkpoint.name)
-        raise TrainingInterrupted(checkpoint)
+        if self.stop_requested:
+            interrupt(self)
 
     @override
     @torch.no_grad()
