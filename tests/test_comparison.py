@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +191,20 @@ def test_a_stopped_run_says_where_its_checkpoint_is(
     make_config: MakeConfig, tmp_path: Path, model: HookedSAETransformer, text: Dataset
 ) -> None:
     _, together = two_saes(make_config, tmp_path, training_tokens=64_000_000)
-    stop = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
-    stop.start()
+    runner = SideBySideRunner(together, text, model)
+    steps = itertools.count(1)
 
+    def interrupt(_parameter: torch.Tensor) -> None:
+        if next(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    runner.saes["a"].b_dec.register_post_accumulate_grad_hook(interrupt)
     with pytest.raises(TrainingInterrupted, match="resume_from_checkpoint") as stopped:
-        SideBySideRunner(together, text, model).run()
+        runner.run()
 
     (checkpoint,) = Path(together.checkpoint_path).iterdir()
     assert stopped.value.checkpoint == checkpoint
+    assert int(checkpoint.name) == 3 * together.train_batch_size_tokens
     _, resumed = two_saes(
         make_config,
         tmp_path,

@@ -481,21 +481,29 @@ class _AutoInterp(autointerp_main.AutoInterp):
 
     def ask(self, label: str) -> dict[int, Any]:
         """Return SAEBench's result of each feature that got a score."""
+        failed = threading.Event()
+
+        def ask_about(latent: int) -> dict[str, Any] | None:
+            if failed.is_set():
+                return None
+            try:
+                # A loop of its own: a notebook's thread has one running already.
+                return asyncio.run(
+                    self.run_single_feature(None, latent, *self.examples[latent])
+                )
+            except BaseException:
+                # Told at once: this thread would ask more before the main one looks.
+                failed.set()
+                raise
+
         with ThreadPoolExecutor(JUDGE_THREADS) as threads:
-            # After an error the rest is not asked.
-            answers = threads.map(self._ask_about, self.examples)
+            answers = threads.map(ask_about, self.examples)
             bar = tqdm(answers, desc=label, total=len(self.examples), unit="feature")
             results = dict(zip(self.examples, bar, strict=True))
         scored = {n: result for n, result in results.items() if result is not None}
         if unscored := len(results) - len(scored):
             tqdm.write(f"{unscored} answers were no list of numbers: not scored")
         return scored
-
-    def _ask_about(self, latent: int) -> dict[str, Any] | None:
-        # A loop of its own, since a notebook's thread has one running already.
-        return asyncio.run(
-            self.run_single_feature(None, latent, *self.examples[latent])
-        )
 
     def get_api_response(
         self, messages: Messages, max_tokens: int, n_completions: int = 1

@@ -7,7 +7,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.failures: list[int | str] = []
         self.answers: dict[str, str] = {}
         self.lock = threading.Lock()
+        self.closing = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that did not wait."""
@@ -56,6 +56,7 @@ def judge_server() -> Iterator[JudgeServer]:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
+    server.closing.set()
     server.shutdown()
     server.server_close()
 
@@ -73,7 +74,7 @@ class JudgeHandler(BaseHTTPRequestHandler):
             self.server.keys.add(self.headers["Authorization"])
             failure = self.server.failures.pop(0) if self.server.failures else None
         if failure == "time-out":
-            time.sleep(0.4)
+            self.server.closing.wait()
             failure = None
         message = {"content": self.server.answer(body["messages"][-1]["content"])}
         whole = json.dumps({"choices": [{"message": message}]}).encode()

@@ -166,7 +166,7 @@ def test_autointerp_bears_the_apis_failures_and_asks_nothing_twice(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     server.failures = [429, 500, "time-out", "reset", "half JSON", "nothing", "null"]
-    judge = new_judge(server, bench, timeout=0.2)
+    judge = new_judge(server, bench, timeout=2)
 
     bench.autointerp({"ours": sae}, KS, judge, LATENTS)
 
@@ -217,8 +217,8 @@ def test_after_a_refusal_nothing_more_is_asked(
     with pytest.raises(JudgeError, match="401"):
         bench.autointerp({"ours": sae}, KS, new_judge(server, bench), 30)
 
-    # As many as there are threads were under way.
-    assert len(server.asked) <= 2 * 10
+    # As many as there are threads were under way; 30 were to come for each k.
+    assert 1 <= len(server.asked) <= 10
 
 
 def test_answers_that_are_no_lists_are_not_scored(
