@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "--jumprelu", action="store_true", help="read SAEs by a threshold as well"
     )
     sweep.add_argument("--batch-size", type=int, default=16, help="default: 16")
-    sweep.add_argument("--device", default="cpu", help="default: cpu")
+    sweep.add_argument("--device", type=_device, default="cpu", help="default: cpu")
     sweep.add_argument(
         "--output", type=Path, default=Path("sweep_output"), metavar="FOLDER"
     )
@@ -166,7 +166,7 @@ def main(args: Sequence[str] | None = None) -> int:
         help="default: all that SAEBench has",
     )
     bench.add_argument("--batch-size", type=int, default=16, help="default: 16")
-    bench.add_argument("--device", default="cpu", help="default: cpu")
+    bench.add_argument("--device", type=_device, default="cpu", help="default: cpu")
     bench.add_argument(
         "--force", action="store_true", help="make results again that are there"
     )
@@ -300,7 +300,22 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        message = f"must be whole numbers with commas between them, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: not built for it
+        message = f"torch has no device {text!r} here: {error}"
+        raise argparse.ArgumentTypeError(message) from None
+    return text
 
 
 def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
@@ -344,7 +359,7 @@ def _figures(options: argparse.Namespace, _rest: list[str]) -> int:
     scores = None
     if options.autointerp is not None:
         results = autointerp_scores(options.autointerp)
-        scores = {(sae, k): score for sae, k, score in results if k is not None}
+        scores = {(sae, k): score for sae, k, score in results}
     for path in write_figures(options.output, read_table(options.table), scores):
         print(path)
     return 0
@@ -355,7 +370,11 @@ def _names(text: str) -> list[str]:
 
 
 def _prices(text: str) -> tuple[float, float]:
-    prompts, answers = map(float, text.split(","))
+    try:
+        prompts, answers = map(float, text.split(","))
+    except ValueError:
+        message = f"must be two numbers with a comma between them, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
     return prompts, answers
 
 

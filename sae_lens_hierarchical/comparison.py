@@ -13,6 +13,7 @@ from sae_lens import ActivationsStore, HookedSAETransformer
 from sae_lens_hierarchical.eval.checkpoints import load_saes, sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable
 from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
+from sae_lens_hierarchical.saes.checks import check_size
 from sae_lens_hierarchical.training.baselines import paper_comparison
 from sae_lens_hierarchical.training.side_by_side import SideBySideRunner, side_by_side
 
@@ -42,12 +43,14 @@ def compare(
         held_out: What to measure on instead.
 
     Raises:
-        ValueError: If ``cfg`` is not for a HierarchicalTopK SAE.
+        ValueError: If ``cfg`` is not for a HierarchicalTopK SAE, or an argument does
+            not fit.
         KeyboardInterrupt: If a signal ended the training early.
     """
     ours = cfg.sae
     if not isinstance(ours, HierarchicalTopKTrainingSAEConfig):
         raise ValueError(f"cfg must train a hierarchical_topk SAE, got {cfg.sae}")
+    check_size("contexts", contexts)
     torch.manual_seed(cfg.seed)
     configs = paper_comparison(ours, cfg.total_training_steps)
     folder = output / "saes"

@@ -76,6 +76,23 @@ def test_bad_values_are_one_clear_line(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--k=1,two", "--k: must be whole numbers with commas between them, got '1,tw"),
+        ("--price=1", "--price: must be two numbers with a comma between them, got"),
+        ("--device=gpu", "--device: torch has no device 'gpu' here"),
+    ],
+)
+def test_what_cannot_be_read_is_one_clear_line(
+    option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "checkpoint", "--k=1", option])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_sweep_measures_any_saes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,8 +124,14 @@ def test_sweep_measures_any_saes(
     assert table.provenance["text"] == "bundled, held out"
     assert (output / "figures" / "figure_3.png").read_bytes().startswith(b"\x89PNG")
     assert "figures/figures.html" in capsys.readouterr().out.replace("\n", "")
-    assert main(["sweep", *folders, "--k", "4,1"]) == 2
-    assert "ks must be" in capsys.readouterr().err
+    for bad, message in {
+        "--k=4,1": "ks must be",
+        "--contexts=0": "contexts must be from 1",
+        "--ce-contexts=-1": "ce_contexts must be at least 0",
+        "--batch-size=0": "batch_size must be from 1",
+    }.items():
+        assert main(["sweep", *folders, *options, bad]) == 2
+        assert message in capsys.readouterr().err
     TopKSAE(TopKSAEConfig(d_in=8, d_sae=9, k=4)).save_model(tmp_path / "nameless")
     assert main(["sweep", str(tmp_path / "nameless"), "--k", "1"]) == 2
     assert "must name one model" in capsys.readouterr().err

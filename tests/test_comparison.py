@@ -137,6 +137,25 @@ def test_compare_with_a_preset(
     assert len(list(checkpoints.iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--contexts=0", "contexts must be from 1"),
+        ("--d_in=64", "d_in must be 128, the width of blocks.2.hook_resid_post"),
+        ("--hook_name=blocks.9.hook_resid_post", "is no hook of the model"),
+    ],
+)
+def test_bad_comparisons_are_refused_before_training(
+    option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--training_tokens=4096", "--d_sae=64", "--k=2"]
+
+    assert main(["compare", *sizes, option, "--output", str(tmp_path / "new")]) == 2
+
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_compare_names_its_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--preset", "gemma"]) == 2
 

@@ -27,6 +27,7 @@ from sae_lens_hierarchical.data import (
 )
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.saes.checks import check_size
 
 __all__ = [
     "load_model_and_text",
@@ -191,8 +192,12 @@ def sweep_store(
         The table, which knows the versions, the model and how much was measured.
 
     Raises:
-        ValueError: As ``sweep`` does.
+        ValueError: As ``sweep`` does, or if a number of contexts does not fit.
     """
+    check_size("contexts", contexts)
+    check_size("batch_size", batch_size)
+    if ce_contexts < 0:
+        raise ValueError(f"ce_contexts must be at least 0, got {ce_contexts}")
     steps = math.ceil(contexts / batch_size) * len(saes)
     with tqdm(total=steps, desc=f"Measuring {len(saes)} SAEs", leave=False) as bar:
         rows = sweep(

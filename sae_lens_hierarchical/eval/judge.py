@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import threading
@@ -62,7 +63,12 @@ class Judge:
 
         Raises:
             JudgeError: If there is no key for OpenAI.
+            ValueError: If ``max_calls`` or a price is negative.
         """
+        if max_calls is not None and max_calls < 0:
+            raise ValueError(f"max_calls must be at least 0, got {max_calls}")
+        if price is not None and not all(0 <= p < math.inf for p in price):
+            raise ValueError(f"price must be two numbers of at least 0, got {price}")
         self.model, self.max_calls, self.price = model, max_calls, price
         self.calls = 0
         url = url or os.environ.get("OPENAI_BASE_URL")

@@ -29,6 +29,7 @@ from transformer_lens import HookedTransformer
 
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
+from sae_lens_hierarchical.saes.checks import check_size
 
 try:
     import pydantic
@@ -91,6 +92,9 @@ class SAEBench:
     output: Path
     batch_size: int = BATCH_SIZE
     force: bool = False
+
+    def __post_init__(self) -> None:
+        check_size("batch_size", self.batch_size)
 
     def core(self, saes: Mapping[str, SAE[Any]], ks: Sequence[int]) -> None:
         """Measure l0, loss recovered, reconstruction and statistics of the features.
@@ -181,6 +185,7 @@ class SAEBench:
             ValueError: As ``core``; or if the text shows too little of the features.
             JudgeError: If the judge fails; what it has answered is kept.
         """
+        check_size("latents", latents)
         contexts = AUTOINTERP_TOKENS // self.tokens.shape[1]
         tokens = self.tokens[:contexts].to(self._device)
         config = _AutoInterpConfig(
@@ -367,10 +372,9 @@ def draw_tokens(
         contexts: How many, where the text has as many.
 
     Raises:
-        ValueError: If ``contexts`` is none, or the text has not one.
+        ValueError: If ``contexts`` is not at least 1, or the text has not one.
     """
-    if contexts < 1:
-        raise ValueError(f"contexts must be at least 1, got {contexts}")
+    check_size("contexts", contexts)
     store = ActivationsStore.from_sae(
         model,
         sae,

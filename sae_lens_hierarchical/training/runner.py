@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import sae_lens
-import torch
 import wandb
 from sae_lens import TrainingSAE, logger
 from sae_lens.config import HfDataset
 from sae_lens.constants import RUNNER_CFG_FILENAME
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from transformer_lens import HookedRootModule
 from typing_extensions import Self, override
@@ -24,10 +22,8 @@ from sae_lens_hierarchical.training.activations_store import (
     TrackedPrefetch,
 )
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint, whole_folder
-from sae_lens_hierarchical.training.config import (
-    LanguageModelSAERunnerConfig,
-    did_you_mean,
-)
+from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
+from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 
@@ -65,7 +61,9 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             )
         super().__init__(cfg, override_dataset, override_model, override_sae)
         if not cfg.use_cached_activations:
-            _check_hook(self.model, cfg)
+            check_hook(
+                self.model, cfg, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in
+            )
         self.activations_store = ResumableActivationsStore.from_config(
             self.model, cfg, override_dataset=self.activations_store.dataset
         )
@@ -164,28 +162,3 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     ) -> None:
         with whole_folder(Path(output_path)) as staging:
             super().save_final_sae(sae, str(staging), log_feature_sparsity)
-
-
-@torch.no_grad()
-def _check_hook(
-    model: HookedRootModule, cfg: sae_lens.LanguageModelSAERunnerConfig[Any]
-) -> None:
-    """Run one token through the model to see whether its hook has ``d_in`` entries."""
-    if cfg.hook_name not in model.hook_dict:
-        hint = did_you_mean(cfg.hook_name, model.hook_dict)
-        raise ValueError(f"hook_name {cfg.hook_name!r} is no hook of the model{hint}")
-    _, cache = model.run_with_cache(
-        torch.zeros(1, 1, dtype=torch.long, device=cfg.llm_device),
-        names_filter=[cfg.hook_name],
-        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(cfg.hook_name),
-        prepend_bos=False,
-        **cfg.model_kwargs,
-    )
-    activation = cache[cfg.hook_name][0, 0]
-    if cfg.hook_head_index is not None:
-        activation = activation[cfg.hook_head_index]
-    if activation.numel() != cfg.sae.d_in:
-        raise ValueError(
-            f"d_in must be {activation.numel()}, the width of {cfg.hook_name} "
-            f"{list(activation.shape)}, got {cfg.sae.d_in}"
-        )

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_hierarchical.training.checkpoint import whole_folder
+from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.trainer import interrupt
 
@@ -59,8 +60,23 @@ class SideBySideRunner(MultiSAETrainingRunner):
 
     - A checkpoint appears whole or not at all, and so does each trained SAE.
     - SIGINT and SIGTERM end training after the step under way, with a checkpoint.
+    - Hooks and ``d_in`` are checked against the model before training.
     - The progress bar moves with every step.
     """
+
+    @override
+    def run(self) -> dict[str, TrainingSAE[Any]]:
+        """Train the SAEs, write them to ``output_path`` and return them by name.
+
+        Raises:
+            ValueError: If a hook or ``d_in`` does not fit the model.
+            TrainingInterrupted: If a signal ended the run early.
+        """
+        for name, sae in self.cfg.saes.items():
+            hook_name = self.cfg.hook_names_per_sae[name]
+            head = self.cfg.hook_head_indices_per_sae[name]
+            check_hook(self.model, self.cfg, hook_name, head, sae.d_in)
+        return super().run()
 
     @override
     def _run_with_interruption_handling(

@@ -15,6 +15,8 @@ from sae_lens_hierarchical.eval.saebench_results import autointerp_scores, read_
 from tests.bench.judge_server import JudgeServer
 
 SMALL = ["--k", "2,8", "--contexts", "24", "--latents", "4"]
+# Nobody is there: it is not to be asked.
+JUDGE = ["--evals=autointerp", "--judge-model=small", "--judge-url=http://localhost:1"]
 
 
 def test_core_and_autointerp_on_the_bundled_model(
@@ -81,6 +83,10 @@ def test_a_local_model_and_text_in_place_of_hub_names(
         (["--evals", "autointerp", "--judge-model", "small"], "OPENAI_API_KEY"),
         (["--k", "8,2"], "ks must be"),
         (["--contexts", "0"], "contexts must be"),
+        (["--batch-size", "0"], "batch_size must be"),
+        ([*JUDGE, "--latents", "0"], "latents must be"),
+        ([*JUDGE, "--max-calls", "-1"], "max_calls must be at least 0"),
+        ([*JUDGE, "--price", "1,-2"], "price must be two numbers of at least 0"),
     ],
 )
 @pytest.mark.usefixtures("server")

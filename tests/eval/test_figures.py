@@ -241,13 +241,21 @@ def test_almost_dead_features_name_the_tokens(table: MetricsTable) -> None:
 
 
 def test_autointerp_takes_scores_at_the_own_k(table: MetricsTable) -> None:
-    scores = {("J_1", 8): 0.7, ("J_1", 2): 0.8, ("T-2", 2): 0.9, ("T-2", 4): 0.1}
+    scores: paper.Scores = {
+        ("J_1", 8): 0.7,
+        ("J_1", 2): 0.8,
+        ("T-2", 2): 0.9,
+        ("T-2", 4): 0.1,
+        ("B-3", None): 0.6,
+        ("unknown", None): 0.5,
+    }
 
     curves = lines(paper.autointerp(table, scores))
 
     assert {label: points(curve) for label, curve in curves.items()} == {
         "J_1": [("J_1", 2, 0.8), ("J_1", 8, 0.7)],
         "TopK": [("T-2", 2, 0.9)],
+        "BatchTopK": [("B-3", 3, 0.6)],
     }
     assert paper.autointerp(table, {}) is None
 

@@ -54,7 +54,8 @@ __all__ = [
     "topk_and_jumprelu",
 ]
 
-Scores = Mapping[tuple[str, int], float]
+# By a SAE's name and k; None for one that has no k and was read as it is.
+Scores = Mapping[tuple[str, int | None], float]
 
 _EV = "explained variance"
 _MARKER = (
@@ -217,12 +218,18 @@ def almost_dead(table: MetricsTable) -> Figure | None:
 
 def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
     """Figure 6: how well features can be explained, by scores of each SAE and k."""
+    trained_k = {row.sae: row.trained_k for row in table.rows}
+    placed = {
+        (sae, trained_k[sae] if k is None else k): score
+        for (sae, k), score in scores.items()
+        if sae in trained_k
+    }
 
     def line(points: list[tuple[str, int]], style: Style, label: str) -> Series:
         return Series(
             label=label,
             x=tuple(k for _, k in points),
-            y=tuple(scores[point] for point in points),
+            y=tuple(placed[point] for point in points),
             style=style,
             marked=tuple(range(len(points))),
             names=tuple(sae for sae, _ in points),
@@ -230,12 +237,12 @@ def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
 
     styles = sae_styles(table)
     series = [
-        line(sorted(point for point in scores if point[0] == sae), styles[sae], sae)
+        line(sorted(point for point in placed if point[0] == sae), styles[sae], sae)
         for sae in ours(table)
     ]
     for architecture, saes in families(table).items():
-        own = [(sae, table.select(sae=sae)[0].trained_k) for sae in saes]
-        points = [point for point in own if point in scores]
+        own = [(sae, trained_k[sae]) for sae in saes]
+        points = [point for point in own if point in placed]
         style, name = family_style(architecture), family_name(architecture)
         series.append(line(points, style, name))
     return nonempty_figure(
@@ -243,7 +250,7 @@ def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
         "Figure 6. Interpretability",
         "AutoInterp's detection score: how often a language model tells from the "
         "explanation of a feature where it is active. SAEs that were trained for one k "
-        "are read at that k.",
+        "are read at that k, or with their own thresholds.",
         [log2_panel("AutoInterp score", series)],
     )
 
