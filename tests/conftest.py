@@ -21,7 +21,11 @@ if not torch.cuda.is_available():
 from datasets import Dataset
 from sae_lens import HookedSAETransformer, LoggingConfig
 
-from sae_lens_hierarchical import LanguageModelSAERunnerConfig
+from sae_lens_hierarchical import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+    LanguageModelSAERunnerConfig,
+)
 from sae_lens_hierarchical.data import (
     BUNDLED_HOOK_NAME,
     BUNDLED_MODEL_NAME,
@@ -60,6 +64,31 @@ def make_metrics(k: int, explained_variance: float, **changes: Any) -> BudgetMet
         "cosine_to_next": np.linspace(1, 0.5, k - 1, dtype=np.float32),
     }
     return BudgetMetrics(**settings | changes)
+
+
+def make_crude_sae(
+    model: HookedSAETransformer,
+    *,
+    decoder_norm: float = 1,
+    encoder_scale: float = 0.6,
+    **changes: Any,
+) -> HierarchicalTopKSAE:
+    """Return a SAE, K = 8, whose 96 features are the model's activations of tokens."""
+    sae = HierarchicalTopKSAE(
+        HierarchicalTopKSAEConfig(d_in=128, d_sae=96, k_max=8, **changes)
+    )
+    metadata = sae.cfg.metadata
+    metadata.model_name, metadata.hook_name = BUNDLED_MODEL_NAME, BUNDLED_HOOK_NAME
+    metadata.context_size, metadata.prepend_bos = 32, True
+    tokens = model.to_tokens(load_bundled_text("train")[0]["text"])[:, :100]
+    _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
+    x = cache[BUNDLED_HOOK_NAME][0, 1:97]
+    with torch.no_grad():
+        sae.b_dec[:] = x.mean(0)
+        directions = torch.nn.functional.normalize(x - x.mean(0))
+        sae.W_dec[:] = decoder_norm * directions
+        sae.W_enc[:] = encoder_scale * directions.T
+    return sae
 
 
 @pytest.fixture(autouse=True)

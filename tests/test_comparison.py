@@ -207,7 +207,11 @@ def test_saes_side_by_side_are_trained_as_the_one(
 
 
 def test_a_stopped_run_says_where_its_checkpoint_is(
-    make_config: MakeConfig, tmp_path: Path, model: HookedSAETransformer, text: Dataset
+    make_config: MakeConfig,
+    tmp_path: Path,
+    model: HookedSAETransformer,
+    text: Dataset,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, together = two_saes(make_config, tmp_path, training_tokens=64_000_000)
     runner = SideBySideRunner(together, text, model)
@@ -230,5 +234,8 @@ def test_a_stopped_run_says_where_its_checkpoint_is(
         training_tokens=int(checkpoint.name) + 128,
         resume_from_checkpoint=str(checkpoint),
     )
+    capsys.readouterr()
     SideBySideRunner(resumed, text, model).run()
     assert (tmp_path / "saes" / "b").is_dir()
+    total = resumed.training_tokens
+    assert f"{total}/{total}" in capsys.readouterr().err  # the bar went on, to its end

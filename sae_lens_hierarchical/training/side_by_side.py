@@ -25,7 +25,7 @@ from typing_extensions import override
 from sae_lens_hierarchical.training.checkpoint import whole_folder
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.signals import stopping_on_signals
-from sae_lens_hierarchical.training.trainer import interrupt
+from sae_lens_hierarchical.training.trainer import LiveTrainer
 
 __all__ = ["SideBySideRunner", "side_by_side"]
 
@@ -106,10 +106,8 @@ class SideBySideRunner(MultiSAETrainingRunner):
             Path(staging, RUNNER_CFG_FILENAME).replace(output / RUNNER_CFG_FILENAME)
 
 
-class SideBySideTrainer(MultiSAETrainer):
-    """Trains several SAEs; ``stop_requested`` ends that after the step under way."""
-
-    stop_requested = False
+class SideBySideTrainer(LiveTrainer, MultiSAETrainer):
+    """Trains several SAEs, with a live bar and whole checkpoints."""
 
     @override
     def save_checkpoint(
@@ -128,8 +126,6 @@ class SideBySideTrainer(MultiSAETrainer):
         self,
         step_outputs: dict[str, TrainStepOutput],
         pbar: tqdm,
-        update_interval: int = 1,
+        update_interval: int = 100,
     ) -> None:
-        super()._update_pbar(step_outputs, pbar, update_interval)
-        if self.stop_requested:
-            interrupt(self)
+        self.after_step(pbar, {name: o.loss for name, o in step_outputs.items()})

@@ -6,21 +6,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from sae_lens import logger
+
+from sae_lens_hierarchical.training.trainer import LiveTrainer
 
 __all__ = ["stopping_on_signals"]
 
 
-class Stoppable(Protocol):
-    """A trainer that looks at ``stop_requested`` after each step."""
-
-    stop_requested: bool
-
-
 @contextmanager
-def stopping_on_signals(trainer: Stoppable) -> Iterator[None]:
+def stopping_on_signals(trainer: LiveTrainer) -> Iterator[None]:
     """Let the first SIGINT or SIGTERM ask ``trainer`` to stop; a second one kills."""
     # Python delivers signals to the main thread alone and takes handlers only there.
     if threading.current_thread() is not threading.main_thread():

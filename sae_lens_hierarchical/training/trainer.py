@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from sae_lens import SAETrainer
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
-from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
 from sae_lens_hierarchical.training.checkpoint import whole_folder
 
-__all__ = ["ResumableSAETrainer", "TrainingInterrupted", "interrupt"]
+__all__ = ["LiveTrainer", "ResumableSAETrainer", "TrainingInterrupted"]
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -34,29 +35,47 @@ class TrainingInterrupted(KeyboardInterrupt):
         )
 
 
-def interrupt(trainer: SAETrainer[Any, Any] | MultiSAETrainer) -> NoReturn:
-    """End training after a step, with a checkpoint unless there is one of it.
+class LiveTrainer:
+    """What a trainer of SAELens is to do after each step; mixed into one.
 
-    Raises:
-        TrainingInterrupted: Always.
+    Attributes:
+        stop_requested: Set it to end training after the step under way, with a
+            checkpoint.
     """
-    if trainer.cfg.checkpoint_path is None:
-        raise TrainingInterrupted(None)
-    checkpoint = Path(trainer.cfg.checkpoint_path) / str(trainer.n_training_samples)
-    if not checkpoint.exists():
-        trainer.save_checkpoint(checkpoint.name)
-    raise TrainingInterrupted(checkpoint)
+
+    cfg: Any
+    n_training_samples: int
+    save_checkpoint: Callable[..., None]
+    stop_requested = False
+    _losses_shown_at = 0.0
+
+    def after_step(self, bar: tqdm, losses: Mapping[str, Tensor | float]) -> None:
+        """Move the bar, show losses once a second, and stop if that is wanted.
+
+        Raises:
+            TrainingInterrupted: If it is.
+        """
+        bar.update(self.n_training_samples - bar.n)
+        # Reading a loss makes the host wait for the device.
+        if time.monotonic() - self._losses_shown_at >= 1:
+            self._losses_shown_at = time.monotonic()
+            shown = {name: f"{float(loss):.4g}" for name, loss in losses.items()}
+            bar.set_postfix(shown)
+        if not self.stop_requested:
+            return
+        if self.cfg.checkpoint_path is None:
+            raise TrainingInterrupted(None)
+        checkpoint = Path(self.cfg.checkpoint_path) / str(self.n_training_samples)
+        if not checkpoint.exists():
+            self.save_checkpoint(checkpoint.name)
+        raise TrainingInterrupted(checkpoint)
 
 
-class ResumableSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
+class ResumableSAETrainer(LiveTrainer, SAETrainer[TrainingSAE[Any], Any]):
     """An ``SAETrainer`` that can be killed at any moment.
 
     A checkpoint's folder appears under its name when all of its files are written.
-    Set ``stop_requested`` to end training after the step under way, with a checkpoint.
     """
-
-    stop_requested = False
-    _bar_updated_at = 0.0
 
     @override
     def save_checkpoint(
@@ -84,19 +103,7 @@ class ResumableSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @override
     @torch.no_grad()
-    def _checkpoint_if_needed(self) -> None:
-        super()._checkpoint_if_needed()
-        if self.stop_requested:
-            interrupt(self)
-
-    @override
-    @torch.no_grad()
     def _update_pbar(
         self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 100
     ) -> None:
-        pbar.update(self.cfg.train_batch_size_samples)
-        # Reading a loss makes the host wait for the device: once a second is enough.
-        if time.monotonic() - self._bar_updated_at >= 1:
-            self._bar_updated_at = time.monotonic()
-            losses = step_output.losses.items()
-            pbar.set_postfix({name: f"{float(loss):.4g}" for name, loss in losses})
+        self.after_step(pbar, step_output.losses)

@@ -42,28 +42,14 @@ from sae_lens_hierarchical.eval.table import (
     read_table,
     write_table,
 )
-from tests.conftest import make_metrics
+from tests.conftest import make_crude_sae, make_metrics
 
 KS = [1, 3, 8]
 
 
 @pytest.fixture(scope="module")
 def sae(model: HookedSAETransformer) -> HierarchicalTopKSAE:
-    """A crude SAE: activations of real tokens as its features."""
-    torch.manual_seed(0)
-    cfg = HierarchicalTopKSAEConfig(d_in=128, d_sae=96, k_max=8)
-    sae = HierarchicalTopKSAE(cfg)
-    metadata = sae.cfg.metadata
-    metadata.hook_name = BUNDLED_HOOK_NAME
-    metadata.context_size, metadata.prepend_bos = 32, True
-    tokens = model.to_tokens(load_bundled_text("train")[0]["text"])[:, :100]
-    _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
-    x = cache[BUNDLED_HOOK_NAME][0, 1:97]
-    with torch.no_grad():
-        sae.b_dec[:] = x.mean(0)
-        sae.W_dec[:] = torch.nn.functional.normalize(x - x.mean(0))
-        sae.W_enc[:] = 0.6 * sae.W_dec.T
-    return sae
+    return make_crude_sae(model)
 
 
 @pytest.fixture(scope="module")
