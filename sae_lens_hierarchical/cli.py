@@ -67,7 +67,12 @@ def main(args: Sequence[str] | None = None) -> int:
     sweep.add_argument(
         "--jumprelu", action="store_true", help="read SAEs by a threshold as well"
     )
-    sweep.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    sweep.add_argument(
+        "--batch-size",
+        type=int,
+        help="contexts in one run of the model (default: 16, or as many as have logits "
+        "of 2 GiB)",
+    )
     sweep.add_argument("--device", type=_device, default="cpu", help="default: cpu")
     sweep.add_argument(
         "--output", type=Path, default=Path("sweep_output"), metavar="FOLDER"

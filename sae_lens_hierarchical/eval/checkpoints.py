@@ -25,6 +25,7 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
+from sae_lens_hierarchical.eval.model_run import contexts_at_once
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import MetricsTable
 from sae_lens_hierarchical.saes.checks import check_size
@@ -117,7 +118,7 @@ def sweep_checkpoints(
     dataset: str | None = None,
     contexts: int = 256,
     ce_contexts: int = 64,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     jumprelu: bool = False,
     device: str = "cpu",
 ) -> MetricsTable:
@@ -173,7 +174,7 @@ def sweep_store(
     *,
     contexts: int = 256,
     ce_contexts: int = 64,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     jumprelu: bool = False,
 ) -> MetricsTable:
     """Measure loaded SAEs at each k on one text, with a progress bar; see ``sweep``.
@@ -185,7 +186,8 @@ def sweep_store(
         ks: Strictly increasing numbers of features.
         contexts: How many contexts to measure on, where the text has as many.
         ce_contexts: On how many of them to run the model with the SAEs' outputs too.
-        batch_size: Contexts in one forward pass of the model.
+        batch_size: Contexts in one forward pass of the model; default
+            ``contexts_at_once``.
         jumprelu: Whether to read SAEs by a threshold as well.
 
     Returns:
@@ -195,6 +197,9 @@ def sweep_store(
         ValueError: As ``sweep`` does, or if a number of contexts does not fit.
     """
     check_size("contexts", contexts)
+    if batch_size is None:
+        model_cfg: Any = store.model.cfg
+        batch_size = contexts_at_once(store.context_size, model_cfg.d_vocab)
     check_size("batch_size", batch_size)
     if ce_contexts < 0:
         raise ValueError(f"ce_contexts must be at least 0, got {ce_contexts}")

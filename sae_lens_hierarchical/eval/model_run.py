@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookPoint
 
-__all__ = ["ModelRun", "Site"]
+__all__ = ["ModelRun", "Site", "contexts_at_once"]
 
 
 class Site(NamedTuple):
@@ -40,8 +40,7 @@ class ModelRun:
     Attributes:
         x: The model's own activations of the tokens that count, by site,
             [tokens, d_in].
-        clean: Its next-token log-probabilities, [n, context, vocab]; None where it
-            stopped at the last site.
+        clean: Its logits, [n, context, vocab]; None where it stopped at the last site.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class ModelRun:
         logits, cache = model.run_with_cache(
             batch, names_filter=hook_names, stop_at_layer=stop
         )
-        self.clean = _log_probs(logits) if to_logits else None
+        self.clean: Any = logits if to_logits else None
         self.x = {site: self._select(cache[site.hook_name], site) for site in sites}
 
     def _select(self, activations: Tensor, site: Site) -> Tensor:
@@ -70,7 +69,7 @@ class ModelRun:
             activations = activations[:, :, site.head]
         return activations[self.keep].flatten(1)
 
-    def log_probs(self, site: Site, replacement: Tensor) -> Tensor:
+    def logits(self, site: Site, replacement: Tensor) -> Any:
         """Run with other activations, [tokens, d_in]; return [n, context, vocab]."""
 
         def replace(activations: Tensor, hook: HookPoint) -> Tensor:
@@ -84,18 +83,34 @@ class ModelRun:
             return activations
 
         hooks: Any = [(site.hook_name, replace)]
-        return _log_probs(self.model.run_with_hooks(self.batch, fwd_hooks=hooks))
+        return self.model.run_with_hooks(self.batch, fwd_hooks=hooks)
 
-    def loss(self, log_probs: Tensor) -> float:
-        """Return the summed next-token loss after the tokens that count."""
-        of_next = log_probs[:, :-1].gather(-1, self.batch[:, 1:, None]).squeeze(-1)
-        return -float(of_next[self.keep[:, :-1]].double().sum())
+    def loss_and_kl_div(self, logits: Tensor) -> tuple[float, float]:
+        """Return next-token loss and KL(clean, other), of the tokens that count.
 
-    def kl_div(self, clean: Tensor, log_probs: Tensor) -> float:
-        """Return KL(clean, other) in nats, summed over the tokens that count."""
-        pair = log_probs[self.keep], clean[self.keep]
-        return float(F.kl_div(*pair, reduction="sum", log_target=True))
+        Both are sums, in nats.
+        """
+        loss = kl_div = 0.0
+        # A context at a time: of a large vocabulary, all in float32 would not fit.
+        for tokens, keep, clean, other in zip(
+            self.batch, self.keep, self.clean, logits, strict=True
+        ):
+            clean_log_probs, log_probs = (
+                one[keep].float().log_softmax(dim=-1) for one in (clean, other)
+            )
+            following = tokens[1:][keep[:-1]]
+            of_next = log_probs[: len(following)].gather(-1, following[:, None])
+            loss -= float(of_next.double().sum())
+            of_tokens = F.kl_div(
+                log_probs, clean_log_probs, reduction="none", log_target=True
+            ).sum(dim=-1)
+            kl_div += float(of_tokens.double().sum())
+        return loss, kl_div
 
 
-def _log_probs(logits: Any) -> Tensor:
-    return logits.float().log_softmax(dim=-1)
+def contexts_at_once(context_size: int, d_vocab: int) -> int:
+    """Return how many contexts to run: 16, or as many as have 2 GiB of float32 logits.
+
+    A run holds a few times as much.
+    """
+    return max(1, min(16, 2**29 // (context_size * d_vocab)))

@@ -75,10 +75,10 @@ def sweep(
         for site, x in run.x.items():
             inputs[site].add(x)
             if run.clean is not None:
-                zeroed = run.log_probs(site, torch.zeros_like(x))
-                loss_zeroed[site] += run.loss(zeroed)
+                zeroed = run.logits(site, torch.zeros_like(x))
+                loss_zeroed[site] += run.loss_and_kl_div(zeroed)[0]
         if run.clean is not None:
-            loss_clean += run.loss(run.clean)
+            loss_clean += run.loss_and_kl_div(run.clean)[0]
             ce_tokens += int(run.keep.sum())
         for subject in subjects:
             subject.add(run, jumprelu=jumprelu, calibrate=jumprelu and n == 0)
@@ -112,9 +112,9 @@ class _Subject:
             outputs = self.outputs.setdefault((activation, k), empty)
             outputs.add(activations.to(x_hat.device).float(), x_hat.float(), *sums)
             if run.clean is not None:
-                log_probs = run.log_probs(self.site, x_hat)
-                outputs.loss += run.loss(log_probs)
-                outputs.kl_div += run.kl_div(run.clean, log_probs)
+                loss, kl_div = run.loss_and_kl_div(run.logits(self.site, x_hat))
+                outputs.loss += loss
+                outputs.kl_div += kl_div
 
     def rows(
         self, inputs: Moments, loss_clean: float, loss_zeroed: float, ce_tokens: int

@@ -35,6 +35,7 @@ from sae_lens_hierarchical import (
     calibrate_thresholds,
 )
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, load_bundled_text
+from sae_lens_hierarchical.eval.model_run import contexts_at_once
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import (
     BudgetMetrics,
@@ -273,6 +274,16 @@ def test_the_model_runs_on_as_many_batches_as_asked(
         assert (few.ce_tokens, none.ce_tokens) == (some.ce_tokens, 0)
         assert math.isnan(none.ce_loss_score)
         assert math.isnan(none.kl_div)
+
+
+@pytest.mark.parametrize(
+    ("context_size", "d_vocab", "contexts"),
+    [(128, 4096, 16), (1024, 50_257, 10), (1024, 256_128, 2), (8192, 256_128, 1)],
+)
+def test_a_large_vocabulary_gets_fewer_contexts_at_once(
+    context_size: int, d_vocab: int, contexts: int
+) -> None:
+    assert contexts_at_once(context_size, d_vocab) == contexts
 
 
 def test_thresholds_are_read_as_the_sae_does(
