@@ -284,7 +284,6 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
             fields |= {"log_to_wandb": False}
             stack.enter_context(small_run())
             data = {
-                "model": load_bundled_model(),
                 "text": load_bundled_text("train"),
                 "held_out": load_bundled_text("held_out"),
             }
@@ -298,6 +297,8 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
             if options.training_tokens is not None:
                 fields["training_tokens"] = options.training_tokens
         cfg = _saelens_config(options, fields, rest)
+        if options.preset == "bundled":
+            data["model"] = load_bundled_model(cfg.llm_device)
         table = compare(cfg, options.output, contexts=options.contexts, **data)
     ours = {row.trained_k for row in table.rows if row.ours}
     _show(table, {1, 2} | ours, options.output)
@@ -326,6 +327,7 @@ def _device(text: str) -> str:
 def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
     from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
 
+    options.output.mkdir(parents=True, exist_ok=True)
     table = sweep_checkpoints(
         options.checkpoint,
         options.k,
@@ -361,11 +363,16 @@ def _figures(options: argparse.Namespace, _rest: list[str]) -> int:
     from sae_lens_hierarchical.eval.saebench_results import autointerp_scores
     from sae_lens_hierarchical.eval.table import read_table
 
-    scores = None
+    table, scores = read_table(options.table), None
     if options.autointerp is not None:
         results = autointerp_scores(options.autointerp)
         scores = {(sae, k): score for sae, k, score in results}
-    for path in write_figures(options.output, read_table(options.table), scores):
+        known = table.saes()
+        if not {sae for sae, _ in scores} & set(known):
+            raise ValueError(
+                f"{options.autointerp} has no AutoInterp scores of {', '.join(known)}"
+            )
+    for path in write_figures(options.output, table, scores):
         print(path)
     return 0
 
@@ -457,11 +464,10 @@ def _push(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _load(checkpoint: Path) -> HierarchicalTopKSAE:
-    from sae_lens import SAE
-
     from sae_lens_hierarchical.saes import HierarchicalTopKSAE
+    from sae_lens_hierarchical.saes.loading import load_sae
 
-    sae = SAE.load_from_disk(checkpoint)
+    sae = load_sae(checkpoint)
     if not isinstance(sae, HierarchicalTopKSAE):
         architecture = sae.cfg.architecture()
         raise ValueError(f"{checkpoint} is a {architecture} SAE, no hierarchical_topk")

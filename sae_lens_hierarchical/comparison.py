@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sae_lens
 import torch
 from datasets import Dataset
-from sae_lens import ActivationsStore, HookedSAETransformer
+from sae_lens import ActivationsStore, HookedSAETransformer, logger
 
 from sae_lens_hierarchical.eval.checkpoints import load_saes, sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable
@@ -32,7 +32,8 @@ def compare(
     """Train the paper's SAEs side by side, and measure each at every k up to 4 K.
 
     They are those of ``paper_comparison``; all see the same activations in the same
-    order. They are measured on what follows in the text that they were trained on.
+    order. They are measured on what follows in the text that they were trained on; if
+    nothing does, on that text itself, with a warning.
 
     Args:
         cfg: How to train one HierarchicalTopK SAE; the others are trained alike.
@@ -58,6 +59,13 @@ def compare(
     runner.run()
     store, settings = runner.activations_store, runner.cfg.to_dict()
     del runner  # with the training SAEs, before the others take their place
+    if held_out is None and _read_to_its_end(store):
+        logger.warning(
+            "The text was read to its end in training: the SAEs are measured on text "
+            "that they were trained on"
+        )
+        settings["measured_on"] = "text that was trained on"
+        held_out = cast("Dataset", store.dataset)
     saes = load_saes({name: folder / name for name in configs}, device=cfg.device)
     if held_out is not None:
         first = next(iter(saes.values()))
@@ -69,3 +77,9 @@ def compare(
     table = sweep_store(saes, store, ks, contexts=contexts, jumprelu=True)
     table.provenance["training"] = settings
     return table
+
+
+def _read_to_its_end(store: ActivationsStore) -> bool:
+    """Tell it of a text that says how long it is; those that are streamed are long."""
+    text = store.dataset
+    return isinstance(text, Dataset) and store.n_dataset_processed >= len(text)

@@ -18,6 +18,7 @@ from sae_lens_hierarchical.eval.figures import draw, overview
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.report import COLUMNS, table_rows
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
+from sae_lens_hierarchical.saes.loading import load_sae
 
 __all__ = ["CITATION", "model_card", "push_to_hub"]
 
@@ -229,7 +230,7 @@ def _stage(
         names.sort(key=lambda name: (len(name), name))  # k_8 before k_16
     first = None
     for name in names:
-        sae = SAE.load_from_disk(folder / name)
+        sae = load_sae(folder / name)
         if first is None:
             first = sae
         if type(sae) is not type(first) or _facts(sae) != _facts(first):

@@ -137,6 +137,22 @@ def test_compare_with_a_preset(
     assert len(list(checkpoints.iterdir())) == 1
 
 
+def test_compare_says_when_its_text_was_used_up(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    model: HookedSAETransformer,
+    text: Dataset,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cfg = make_config(k=2, checkpoint_path=None, training_tokens=6400)
+
+    table = compare(cfg, tmp_path, contexts=4, model=model, text=text.select([0]))
+
+    assert "text was read to its end in training" in caplog.text
+    assert table.provenance["training"]["measured_on"] == "text that was trained on"
+    assert table.rows[0].tokens > 100
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -28,7 +28,9 @@ from sae_lens_hierarchical.data import (
 from sae_lens_hierarchical.eval.model_run import contexts_at_once
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes.checks import check_size
+from sae_lens_hierarchical.saes.loading import load_sae
 
 __all__ = [
     "load_model_and_text",
@@ -62,10 +64,7 @@ def load_saes(
     Raises:
         ValueError: If they say nothing of their model, or have different ones.
     """
-    saes = {
-        name: SAE.load_from_disk(path, device=device)
-        for name, path in checkpoints.items()
-    }
+    saes = {name: load_sae(path, device) for name, path in checkpoints.items()}
     if model_name is not None:
         for sae in saes.values():
             sae.cfg.metadata.model_name = model_name
@@ -90,12 +89,13 @@ def load_model_and_text(
         The model, the text, and what to call the text.
     """
     metadata = next(iter(saes.values())).cfg.metadata
+    model_class = metadata.model_class_name or "HookedTransformer"
     text = dataset or metadata.dataset_path
     if metadata.model_name == BUNDLED_MODEL_NAME:
         model = load_bundled_model(device)
         if dataset is None:
             return model, load_bundled_text("held_out"), "bundled, held out"
-    elif Path(metadata.model_name).is_dir():
+    elif Path(metadata.model_name).is_dir() and model_class == "HookedTransformer":
         # HookedTransformer knows models by their names on the Hub alone.
         model = SAETransformerBridge.boot_transformers(
             metadata.model_name, device=device
@@ -103,7 +103,7 @@ def load_model_and_text(
         model.enable_compatibility_mode(no_processing=True)
     else:
         model = load_model(
-            metadata.model_class_name or "HookedTransformer",
+            model_class,
             metadata.model_name,
             device=device,
             model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs,
@@ -144,6 +144,8 @@ def sweep_checkpoints(
     """
     paths = name_checkpoints(checkpoints)
     saes = load_saes(paths, device)
+    for sae in saes.values():
+        check_ks("ks", ks, sae.cfg.d_sae)
     model, text, text_name = load_model_and_text(saes, dataset, device)
     first = next(iter(saes.values()))
     streaming = isinstance(text, str)
@@ -198,8 +200,7 @@ def sweep_store(
     """
     check_size("contexts", contexts)
     if batch_size is None:
-        model_cfg: Any = store.model.cfg
-        batch_size = contexts_at_once(store.context_size, model_cfg.d_vocab)
+        batch_size = contexts_at_once(store.model, store.context_size)
     check_size("batch_size", batch_size)
     if ce_contexts < 0:
         raise ValueError(f"ce_contexts must be at least 0, got {ce_contexts}")

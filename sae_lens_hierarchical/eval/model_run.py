@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from sae_lens import SAE
+from sae_lens.load_model import HookedProxyLM
+from sae_lens.training.activations_store import _get_input_token_device
 from sae_lens.util import (
     extract_stop_at_layer_from_tlens_hook_name,
     get_special_token_ids,
@@ -15,6 +17,8 @@ from sae_lens.util import (
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookPoint
+
+from sae_lens_hierarchical.eval.statistics import as_double
 
 __all__ = ["ModelRun", "Site", "contexts_at_once"]
 
@@ -51,6 +55,7 @@ class ModelRun:
         *,
         to_logits: bool,
     ) -> None:
+        batch = batch.to(_get_input_token_device(model))
         self.model, self.batch = model, batch
         special = get_special_token_ids(model.tokenizer)  # type: ignore[arg-type]
         self.keep = ~torch.isin(batch, torch.tensor(special, device=batch.device))
@@ -67,7 +72,7 @@ class ModelRun:
     def _select(self, activations: Tensor, site: Site) -> Tensor:
         if site.head is not None:
             activations = activations[:, :, site.head]
-        return activations[self.keep].flatten(1)
+        return activations[self.keep.to(activations.device)].flatten(1)
 
     def logits(self, site: Site, replacement: Tensor) -> Any:
         """Run with other activations, [tokens, d_in]; return [n, context, vocab]."""
@@ -75,7 +80,7 @@ class ModelRun:
         def replace(activations: Tensor, hook: HookPoint) -> Tensor:
             here = activations if site.head is None else activations[:, :, site.head]
             mask = self.keep.view(*self.keep.shape, *[1] * (here.ndim - 2))
-            replaced = here.masked_scatter(mask, replacement.to(here))
+            replaced = here.masked_scatter(mask.to(here.device), replacement.to(here))
             if site.head is None:
                 return replaced
             activations = activations.clone()
@@ -92,25 +97,31 @@ class ModelRun:
         """
         loss = kl_div = 0.0
         # A context at a time: of a large vocabulary, all in float32 would not fit.
+        batch, keep_all = self.batch.to(logits.device), self.keep.to(logits.device)
         for tokens, keep, clean, other in zip(
-            self.batch, self.keep, self.clean, logits, strict=True
+            batch, keep_all, self.clean, logits, strict=True
         ):
             clean_log_probs, log_probs = (
                 one[keep].float().log_softmax(dim=-1) for one in (clean, other)
             )
             following = tokens[1:][keep[:-1]]
             of_next = log_probs[: len(following)].gather(-1, following[:, None])
-            loss -= float(of_next.double().sum())
+            loss -= float(as_double(of_next).sum())
             of_tokens = F.kl_div(
                 log_probs, clean_log_probs, reduction="none", log_target=True
             ).sum(dim=-1)
-            kl_div += float(of_tokens.double().sum())
+            kl_div += float(as_double(of_tokens).sum())
         return loss, kl_div
 
 
-def contexts_at_once(context_size: int, d_vocab: int) -> int:
+def contexts_at_once(model: Any, context_size: int) -> int:
     """Return how many contexts to run: 16, or as many as have 2 GiB of float32 logits.
 
     A run holds a few times as much.
     """
+    if isinstance(model, HookedProxyLM):
+        config: Any = model.model.config
+        d_vocab = config.get_text_config().vocab_size
+    else:
+        d_vocab = model.cfg.d_vocab
     return max(1, min(16, 2**29 // (context_size * d_vocab)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
@@ -13,7 +13,7 @@ from sae_lens import SAE, GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE
 from sae_lens.saes.sae import SAEConfig
 from torch import Tensor
 
-from sae_lens_hierarchical.eval.statistics import Cosines
+from sae_lens_hierarchical.eval.statistics import Cosines, as_double
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAE,
@@ -55,6 +55,10 @@ class Reader:
     """
 
     def __init__(self, sae: SAE[Any], ks: Sequence[int]) -> None:
+        # A subclass may choose features otherwise, as AbsTopK does.
+        known = (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)
+        if not isinstance(sae, HierarchicalTopKSAE) and type(sae) not in known:
+            raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
         check_ks("ks", ks, sae.cfg.d_sae)
         self.sae = sae
         self.ks = sorted({*ks, self.trained_k or ks[-1]})
@@ -67,8 +71,6 @@ class Reader:
         elif isinstance(sae, JumpReLUSAE) and _has_one_threshold(sae):
             self.architecture = "batchtopk"
             self._any_k = _without_threshold(sae, k_max=self.ks[-1])
-        elif not isinstance(sae, (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)):
-            raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
 
     @property
     def trained_k(self) -> int | None:
@@ -79,8 +81,11 @@ class Reader:
             return self.sae.cfg.k
         return self.sae.cfg.metadata.get("trained_k")
 
-    def calibrate(self, x: Tensor) -> None:
-        """Set thresholds for a SAE that was not trained with any, from [tokens, d_in].
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set thresholds for a SAE that was not trained with any.
+
+        Args:
+            batches: The model's activations, [tokens, d_in] each.
 
         Raises:
             ValueError: If it is a HierarchicalTopK SAE whose checkpoint has none.
@@ -88,7 +93,10 @@ class Reader:
         if isinstance(self.sae, HierarchicalTopKSAE):
             self.sae.threshold(self.sae.k_max)
         elif isinstance(self._any_k, HierarchicalTopKSAE):
-            calibrate_thresholds(self._any_k, x)
+            with _flat(self._any_k):
+                calibrate_thresholds(
+                    self._any_k, (x.to(self.sae.W_dec) for x in batches)
+                )
 
     def read(self, x: Tensor, *, jumprelu: bool) -> Iterator[Reading]:
         """Yield the readings of a batch, [tokens, d_in], those by rank first."""
@@ -111,12 +119,13 @@ class Reader:
         outputs = decode_prefixes(sae, ranked, self.ks)
         self.cosines.add(sae.W_dec, ranked)
         firings = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=x.device)
-        squares = torch.zeros_like(firings, dtype=torch.float64)
         norms = _norms(sae)
+        squares = as_double(torch.zeros_like(norms))
         for before, k in pairwise([0, *self.ks]):
             values, indices = (part[:, before:k].flatten() for part in ranked)
             firings.index_add_(0, indices, (values > 0).long())
-            squares.index_add_(0, indices, (values * norms[indices]).double() ** 2)
+            strengths = as_double(values * norms[indices])
+            squares.index_add_(0, indices.to(squares.device), strengths**2)
             yield Reading("topk", k, next(outputs), firings, squares)
 
 
@@ -132,7 +141,7 @@ def _read_by_threshold(sae: HierarchicalTopKSAE, x: Tensor, k: int) -> Reading:
 
 def _dense(activation: str, k: int | None, sae: SAE[Any], acts: Tensor) -> Reading:
     firings = (acts > 0).sum(dim=0)
-    squares = (acts * _norms(sae)).double().pow(2).sum(dim=0)
+    squares = as_double(acts * _norms(sae)).pow(2).sum(dim=0)
     return Reading(activation, k, sae.decode(acts), firings, squares)
 
 

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from sae_lens_hierarchical.saes import RankedActs
 
-__all__ = ["Cosines", "Moments", "Outputs"]
+__all__ = ["Cosines", "Moments", "Outputs", "as_double"]
+
+
+def as_double(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on its device or, where that has none, the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class Moments:
@@ -21,7 +26,7 @@ class Moments:
 
     def add(self, vectors: Tensor) -> None:
         """Add vectors, [tokens, d_in]."""
-        vectors = vectors.double()
+        vectors = as_double(vectors)
         self.count += len(vectors)
         self.sum += vectors.sum(dim=0).cpu()
         self.sum_of_squares += float(vectors.pow(2).sum())
@@ -56,7 +61,7 @@ class Outputs:
     def add(self, x: Tensor, x_hat: Tensor, firings: Tensor, squares: Tensor) -> None:
         """Add a batch: x and x̂, [tokens, d_in], and the batch's sums, [d_sae]."""
         self.error.add(x_hat - x)
-        self.cosine += float(F.cosine_similarity(x_hat, x).double().sum())
+        self.cosine += float(as_double(F.cosine_similarity(x_hat, x)).sum())
         self.firings += firings.cpu()
         self.squares += squares.cpu()
 
@@ -76,8 +81,8 @@ class Cosines:
         for i in range(len(self.sum)):
             following = F.normalize(W_dec[indices[:, i + 1]], dim=-1)
             both_active = values[:, i + 1] > 0  # the larger one is active then, too
-            cosines = (rows * following).sum(dim=-1).double() * both_active
-            self.sum[i] += float(cosines.sum())
+            cosines = (rows * following).sum(dim=-1) * both_active
+            self.sum[i] += float(as_double(cosines).sum())
             self.count[i] += int(both_active.sum())
             rows = following
 

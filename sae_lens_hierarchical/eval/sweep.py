@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from sae_lens_hierarchical.eval.table import BudgetMetrics
 __all__ = ["ALMOST_DEAD_FREQUENCY", "sweep"]
 
 ALMOST_DEAD_FREQUENCY = 1e-5
+THRESHOLD_TOKENS = 2**16
 _EMPTY = np.empty(0, dtype=np.float32)
 
 
@@ -55,8 +57,9 @@ def sweep(
         ce_batches: On how many of the batches, the first ones, to run the model with
             each SAE's output for each k, which takes most of the time; default all.
         jumprelu: Whether to read HierarchicalTopK, TopK and BatchTopK SAEs by a
-            threshold as well (B.5), at every k up to the one they were trained at. The
-            first batch sets the thresholds of those that have none of their own.
+            threshold as well (B.5), at every k up to the one they were trained at. For
+            all but HierarchicalTopK SAEs, which were trained with thresholds, the first
+            65,536 tokens set them.
         progress: Called after each batch of each SAE.
 
     Returns:
@@ -67,11 +70,25 @@ def sweep(
             tokens.
     """
     subjects = [_Subject(name, sae, ks) for name, sae in saes.items()]
+    for subject in subjects:
+        if (hook_name := subject.site.hook_name) not in model.hook_dict:
+            raise ValueError(
+                f"{subject.name}'s hook_name {hook_name!r} is no hook of the model"
+            )
     inputs = {subject.site: Moments(subject.sae.cfg.d_in) for subject in subjects}
+    if jumprelu:
+        first, batches = _split(batches, THRESHOLD_TOKENS)
+        x = [ModelRun(model, batch, inputs, to_logits=False).x for batch in first]
+        for subject in subjects:
+            subject.reader.calibrate(one[subject.site] for one in x)
+        del x
+        batches = itertools.chain(first, batches)
     loss_clean, loss_zeroed, ce_tokens = 0.0, dict.fromkeys(inputs, 0.0), 0
     for n, batch in enumerate(batches):
         with_model = ce_batches is None or n < ce_batches
         run = ModelRun(model, batch, inputs, to_logits=with_model)
+        for subject in subjects:
+            subject.check_d_in(run)
         for site, x in run.x.items():
             inputs[site].add(x)
             if run.clean is not None:
@@ -81,9 +98,11 @@ def sweep(
             loss_clean += run.loss_and_kl_div(run.clean)[0]
             ce_tokens += int(run.keep.sum())
         for subject in subjects:
-            subject.add(run, jumprelu=jumprelu, calibrate=jumprelu and n == 0)
+            subject.add(run, jumprelu=jumprelu)
             if progress is not None:
                 progress()
+    if not all(moments.count for moments in inputs.values()):
+        raise ValueError("batches must hold tokens that are not special, and have none")
     return [
         row
         for subject in subjects
@@ -91,6 +110,17 @@ def sweep(
             inputs[subject.site], loss_clean, loss_zeroed[subject.site], ce_tokens
         )
     ]
+
+
+def _split(
+    batches: Iterable[Tensor], tokens: int
+) -> tuple[list[Tensor], Iterator[Tensor]]:
+    """Return the first batches that have so many tokens, and the rest."""
+    rest, first, count = iter(batches), [], 0
+    while count < tokens and (batch := next(rest, None)) is not None:
+        first.append(batch)
+        count += batch.numel()
+    return first, rest
 
 
 class _Subject:
@@ -102,11 +132,17 @@ class _Subject:
         self.reader = Reader(sae, ks)
         self.outputs: dict[tuple[str, int | None], Outputs] = {}
 
-    def add(self, run: ModelRun, *, jumprelu: bool, calibrate: bool) -> None:
+    def check_d_in(self, run: ModelRun) -> None:
+        width, d_in = run.x[self.site].shape[1], self.sae.cfg.d_in
+        if width != d_in:
+            raise ValueError(
+                f"{self.name} has d_in = {d_in}, but {self.site.hook_name} is {width} "
+                "wide"
+            )
+
+    def add(self, run: ModelRun, *, jumprelu: bool) -> None:
         activations = run.x[self.site]
         x = activations.to(self.sae.W_dec)
-        if calibrate:
-            self.reader.calibrate(x)
         for activation, k, x_hat, *sums in self.reader.read(x, jumprelu=jumprelu):
             empty = Outputs(self.sae.cfg.d_in, self.sae.cfg.d_sae)
             outputs = self.outputs.setdefault((activation, k), empty)
@@ -120,6 +156,7 @@ class _Subject:
         self, inputs: Moments, loss_clean: float, loss_zeroed: float, ce_tokens: int
     ) -> Iterator[BudgetMetrics]:
         tokens, variance = inputs.count, inputs.variance()
+        to_win = loss_zeroed - loss_clean
         trained_k = self.reader.trained_k
         if trained_k is None:
             trained_k = round(int(self.outputs["own", None].firings.sum()) / tokens)
@@ -140,9 +177,7 @@ class _Subject:
                 fvu=outputs.error.variance() / variance,
                 mse=outputs.error.mean_square(),
                 cosine_similarity=outputs.cosine / tokens,
-                ce_loss_score=won_back / (loss_zeroed - loss_clean)
-                if ce_tokens
-                else math.nan,
+                ce_loss_score=won_back / to_win if to_win else math.nan,
                 kl_div=outputs.kl_div / ce_tokens if ce_tokens else math.nan,
                 dead_features=int((firings == 0).sum()),
                 almost_dead_features=int(

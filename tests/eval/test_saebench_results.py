@@ -81,7 +81,9 @@ def test_without_saebench_the_command_says_how_to_get_it(
     assert "README" in error
 
 
-def test_scores_become_figure_6(results: Path) -> None:
+def test_scores_become_figure_6(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [make_metrics(k, 0.5, sae="ours") for k in (2, 16)]
     write_table(results / "metrics.parquet", MetricsTable(rows))
     output = results / "figures"
@@ -92,3 +94,5 @@ def test_scores_become_figure_6(results: Path) -> None:
     assert main([*command, "--autointerp", str(results)]) == 0
 
     assert (output / "figure_6.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*command, "--autointerp", str(results / "core")]) == 2
+    assert "core has no AutoInterp scores of ours" in capsys.readouterr().err

@@ -36,6 +36,7 @@ from sae_lens_hierarchical import (
     TrainingInterrupted,
 )
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME
+from sae_lens_hierarchical.saes.loading import load_sae
 from sae_lens_hierarchical.training.activations_store import MixingBuffer
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint, whole_folder
 from tests.conftest import MakeConfig
@@ -443,3 +444,29 @@ def test_batch_larger_than_the_buffer_is_named(
 
     with pytest.raises(ValueError, match="train_batch_size_tokens must be at most"):
         runner.run()
+
+
+@pytest.mark.parametrize(
+    "normalize", ["expected_average_only_in", "covariance_whitening"]
+)
+def test_a_checkpoint_in_mid_training_reads_plain_activations(
+    normalize: str,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    model: HookedSAETransformer,
+    text: Dataset,
+) -> None:
+    """Its last checkpoint and the SAE that training ends with have the same weights."""
+    cfg = make_config(normalize_activations=normalize, n_checkpoints=9)
+    trained = LanguageModelSAETrainingRunner(
+        cfg, override_dataset=text, override_model=model
+    ).run()
+    x = torch.randn(20, 128)
+
+    sae = load_sae(tmp_path / "output")
+    torch.testing.assert_close(sae(x), trained(x))
+    folders = Path(cfg.checkpoint_path or "").glob("[0-9]*")
+    unfolded = load_sae(max(folders, key=lambda folder: int(folder.name)))
+    assert unfolded.cfg.normalize_activations == "none"
+    error = (unfolded(x) - sae(x)).norm() / sae(x).norm()
+    assert error < 0.05

@@ -187,8 +187,9 @@ def pointwise_loss(table: MetricsTable) -> Figure | None:
     return nonempty_figure(
         "figure_4",
         "Figure 4. Loss at fewer budgets",
-        "HierarchicalTopK SAEs that differ in the budgets that the loss is taken at; "
-        f"J_x: at 1 and every x-th. On the right, the difference to {saes[0]}.",
+        "HierarchicalTopK SAEs, such as ones that differ in the budgets that the loss "
+        f"is taken at; J_x: at 1 and every x-th. On the right, the difference to "
+        f"{saes[0]}.",
         [
             log2_panel(_EV, _topk_curves(table, saes, "explained_variance")),
             log2_panel(f"{_EV} less that of {saes[0]}", differences),
@@ -205,13 +206,16 @@ def almost_dead(table: MetricsTable) -> Figure | None:
     own = [row for sae in others.get(architecture, []) for row in at_home(table, sae)]
     series.append(curve(own, metric, OPTIMAL, "optimal scaling"))
     tokens = min((row.tokens for row in table.rows), default=0)
+    optimal = (
+        f" Optimal scaling: {family_name(architecture)} SAEs, each at the k that it "
+        "was trained for."
+    )
     return nonempty_figure(
         "figure_5",
         "Figure 5. Almost-dead features",
         f"Features active on less than one token in 10⁵, counted over {tokens:,} "
         "tokens. Below 10⁶ tokens the number means little, and below 10⁵ these are "
-        "just the features that were never active. Optimal scaling: "
-        f"{family_name(architecture)} SAEs, each at the k that it was trained for.",
+        f"just the features that were never active.{optimal if own else ''}",
         [log2_panel("almost-dead features", series)],
     )
 

@@ -52,13 +52,13 @@ def reading_pairs(
 ) -> list[tuple[BudgetMetrics, BudgetMetrics]]:
     """Return a SAE's rows by threshold and by its k largest features, at the same k.
 
-    A SAE that was trained for one k has one pair, the nearest to it. The own thresholds
-    of a BatchTopK or JumpReLU SAE count where it was given none for that k.
+    A SAE that was trained for one k has one pair, the nearest to it; of a BatchTopK or
+    JumpReLU SAE with its own thresholds, where it was measured with them at that k.
     """
     by_threshold = {row.k: row for row in table.select(sae=sae, activation="jumprelu")}
     for row in table.select(sae=sae, activation="own"):
         if row.architecture in ("batchtopk", "jumprelu"):
-            by_threshold.setdefault(row.k, row)
+            by_threshold[row.k] = row
     by_rank = [row for row in topk_rows(table, sae) if row.k in by_threshold]
     if by_rank and not by_rank[0].ours:
         by_rank = [min(by_rank, key=lambda row: abs(row.k - row.trained_k))]
