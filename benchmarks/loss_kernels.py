@@ -37,6 +37,7 @@ from sae_lens_hierarchical.ops.triton import launch
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 RESULTS = ops_only.ROOT / "benchmarks" / "results" / "loss_kernels.csv"
+COLUMNS = ["dtype", "B", "K", "row", "ms", "peak_gib", "of_floor", "copy_gb_per_s"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -177,7 +178,7 @@ def rows(k: int, device: str, peers: dict[str, dict[str, Loss]]) -> dict[str, Lo
 
 def median_milliseconds(function: Callable[[], Any]) -> float:
     """Time work on a GPU, the L2 cache flushed before each run."""
-    timed: Any = triton.testing.do_bench(function, return_mode="median")
+    timed: Any = triton.testing.do_bench(function, 100, 1000, return_mode="median")
     return timed
 
 
@@ -314,12 +315,14 @@ def main() -> None:
         return
     named = (peer.partition("=") for peer in options.peer)
     peers = {name: PEERS[name](Path(path)) for name, _, path in named}
-    results = [row | machine(options.device) for row in benchmark(options, peers)]
+    here = machine(options.device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(results[0]))
+    # Row by row: what was measured outlives a later row that fails.
+    with options.out.open("w", newline="", buffering=1) as file:
+        writer = csv.DictWriter(file, fieldnames=[*COLUMNS, *here])
         writer.writeheader()
-        writer.writerows(results)
+        for row in benchmark(options, peers):
+            writer.writerow(row | here)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The Triton loss on a GPU: `python tests/gpu/test_loss_on_gpu.py`, or pytest.
+"""The Triton loss on a GPU: `python tests/gpu/test_loss_on_gpu.py`.
 
-It needs torch and Triton alone, for a machine with a GPU and little else.
+As a script it needs torch and Triton alone, for a machine with a GPU and little else;
+pytest runs it where SAELens is installed.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ def test_parity() -> None:
         {"dtype": torch.float16, "k": 128},
         {"dtype": torch.bfloat16, "k": 20, "d_in": 77},
         {"index_dtype": torch.int32},
+        # Many tokens a program, and in the reproducible mode many passes.
+        {"batch": 4096, "k": 64, "d_in": 256, "d_sae": 200},
     ]
     for shape in shapes:
         case = make_case(**shape)
@@ -133,15 +136,16 @@ def test_decoders_of_more_than_two_to_the_31_weights() -> None:
     features = case["indices"] + d_sae - 64
     W_dec = torch.zeros(d_sae, d_in, dtype=torch.bfloat16, device=DEVICE)
     W_dec[-64:] = case["W_dec"]
-    expected = run(case, backend="triton")
+    large = case | {"indices": features, "W_dec": W_dec}
+    for mode in (lambda function: function(), with_reproducible):
+        expected = mode(lambda: run(case, backend="triton"))
+        actual = mode(lambda: run(large, backend="triton"))
 
-    actual = run(case | {"indices": features, "W_dec": W_dec}, backend="triton")
-
-    gradient = actual.pop(5)
-    torch.testing.assert_close(gradient[-64:], expected.pop(5))
-    assert not gradient[:-64].any()
-    for got, wanted in zip(actual, expected, strict=True):
-        torch.testing.assert_close(got, wanted)
+        gradient = actual.pop(5)
+        torch.testing.assert_close(gradient[-64:], expected.pop(5))
+        assert not gradient[:-64].any()
+        for got, wanted in zip(actual, expected, strict=True):
+            torch.testing.assert_close(got, wanted)
 
 
 def test_it_compiles_without_a_graph_break() -> None:
@@ -149,6 +153,17 @@ def test_it_compiles_without_a_graph_break() -> None:
     compiled = torch.compile(hierarchical_loss_with_residual, fullgraph=True)
 
     actual = run(case, compiled, backend="auto")
+
+    torch.testing.assert_close(
+        actual, run(case, backend="triton"), rtol=1e-5, atol=1e-4
+    )
+
+
+def test_it_compiles_where_cuda_graphs_are_asked_for() -> None:
+    case = make_case(batch=17)  # a size that has no plan on the device yet
+    compiled = torch.compile(hierarchical_loss_with_residual, mode="reduce-overhead")
+
+    *_, actual = (run(case, compiled, backend="triton") for _ in range(3))
 
     torch.testing.assert_close(
         actual, run(case, backend="triton"), rtol=1e-5, atol=1e-4

@@ -32,7 +32,8 @@ def test_a_launch_covers_the_shape_with_a_block_that_fits(
     assert 32 <= sizes.groups * sizes.lanes == 32 * sizes.warps <= 256
     assert sizes.full == (sizes.ranks * sizes.groups == k and d_in % columns == 0)
     assert 1 <= sizes.tokens <= 16
-    assert 1 <= sizes.pass_blocks <= sizes.column_blocks
+    assert 1 <= sizes.suffix_blocks <= sizes.column_blocks
+    assert 1 <= sizes.slope_blocks <= sizes.column_blocks
 
 
 @given(**SHAPES)
@@ -41,8 +42,10 @@ def test_suffix_sums_stay_in_the_cache_where_one_column_block_allows(
 ) -> None:
     sizes = launch.plan_launch(batch, k, d_in, budgets, itemsize, capability)
 
-    stored = batch * budgets * sizes.pass_blocks * sizes.lanes * 8 * 4
-    assert stored <= 32 * 2**20 or sizes.pass_blocks == 1
+    stored = batch * budgets * sizes.suffix_blocks * sizes.lanes * 8 * 4
+    assert stored <= 32 * 2**20 or sizes.suffix_blocks == 1
+    shares = batch * k * sizes.slope_blocks * 4
+    assert shares <= 512 * 2**20 or sizes.slope_blocks == 1
 
 
 def test_the_papers_shape_takes_64_columns_at_a_time() -> None:
@@ -50,6 +53,7 @@ def test_the_papers_shape_takes_64_columns_at_a_time() -> None:
 
     assert (sizes.ranks, sizes.groups, sizes.lanes) == (8, 16, 8)
     assert (sizes.column_blocks, sizes.tokens, sizes.full) == (36, 16, True)
+    assert sizes.slope_blocks == 36
 
 
 def test_a_small_batch_is_spread_over_more_programs() -> None:

@@ -180,6 +180,33 @@ def test_several_tokens_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_parity(make_case(batch=13, k=9, d_in=70), budgets=[1, 4, 9])
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_several_passes(deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizing = "sae_lens_hierarchical.ops.triton.launch"
+    case = make_case(batch=3, k=9, d_in=300)
+    # Two column blocks a pass, of the three that this width has.
+    monkeypatch.setattr(f"{sizing}._SLOPE_BYTES", 2 * 3 * 9 * 4)
+    monkeypatch.setattr(f"{sizing}._SUFFIX_BYTES", 2 * 3 * 3 * 128 * 4)
+    plan = importlib.import_module(sizing).plan_launch(3, 9, 300, 3, 4, 90)
+    assert (plan.column_blocks, plan.slope_blocks, plan.suffix_blocks) == (3, 2, 2)
+
+    with reproducible(deterministic):
+        assert_parity(case, budgets=[1, 4, 9])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torchs_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    case = make_case(batch=7, d_in=13)  # a size that has no plan on the device yet
+    expected = run(case, backend="reference")
+    torch.set_default_dtype(dtype)
+    try:
+        actual = run(case, backend="triton")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+
+
 def test_strided_arguments() -> None:
     assert_parity(strided(make_case(6, 6, 12, 12)))
 

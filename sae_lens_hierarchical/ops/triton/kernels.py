@@ -44,7 +44,7 @@ def fused_loss(
     positions_ptr,  # [GROUPS * RANKS]: the place in J of rank j - 1, elsewhere -1
     residual_ptr,  # [B, d_in]
     squares_ptr,  # [programs, GROUPS * RANKS]: Σ |d_j|² at rank j - 1
-    grad_values_ptr,  # [column blocks, B, K], to be summed
+    grad_values_ptr,  # [column blocks from first_block on, B, K], to be summed
     grad_b_dec_ptr,  # [token blocks, d_in], to be summed
     grad_target_ptr,  # [B, d_in]
     grad_W_dec_ptr,  # [d_sae, d_in], zeros, to be added to
@@ -155,7 +155,8 @@ def fused_loss(
             row = rows[r].to(tl.float32)
             if GRADIENTS:
                 slope = sum_lanes(tl.sum(row * suffix, axis=1), GROUPS)
-                place = (column_block.to(tl.int64) * B + token) * K + rank
+                block = (column_block - first_block).to(tl.int64)
+                place = (block * B + token) * K + rank
                 mask = active & (lane == 0)
                 tl.store(grad_values_ptr + place, slope, mask=mask)
                 if ADD_W_DEC:

@@ -12,6 +12,9 @@ MAX_K = 2048
 # The columns a pass of the reproducible mode covers are as many as keep its suffix sums
 # within this many bytes: in the L2 cache, beside a slice of W_dec.
 _SUFFIX_BYTES = 2**25
+# In the other mode, as many as keep the shares of values' gradient within this many.
+# Up to K = 256 that is one pass for most shapes; above it blocks are narrow and many.
+_SLOPE_BYTES = 2**29
 # A program handles up to this many tokens, while there are programs enough.
 _TOKENS = 16
 _PROGRAMS = 4096
@@ -59,8 +62,9 @@ class Launch:
         tokens: Tokens that a program handles, one after another.
         column_blocks: Blocks of 8 · lanes columns in a row of W_dec.
         full: Whether the ranks are exactly K and the blocks' columns exactly d_in, so
-            that no access needs a mask, FULL.
-        pass_blocks: Column blocks of one pass in the reproducible mode.
+            that no access needs a mask, FULL; elsewhere a large K may spill registers.
+        suffix_blocks: Column blocks of one pass in the reproducible mode.
+        slope_blocks: Column blocks of one pass in the other mode.
     """
 
     ranks: int
@@ -69,7 +73,8 @@ class Launch:
     tokens: int
     column_blocks: int
     full: bool
-    pass_blocks: int
+    suffix_blocks: int
+    slope_blocks: int
 
     @property
     def warps(self) -> int:
@@ -115,7 +120,8 @@ def plan_launch(
         tokens=min(_TOKENS, max(1, batch * column_blocks // _PROGRAMS)),
         column_blocks=column_blocks,
         full=ranks * groups == k and d_in % (8 * lanes) == 0,
-        pass_blocks=min(column_blocks, max(1, _SUFFIX_BYTES // suffix_bytes)),
+        suffix_blocks=min(column_blocks, max(1, _SUFFIX_BYTES // suffix_bytes)),
+        slope_blocks=min(column_blocks, max(1, _SLOPE_BYTES // (batch * k * 4))),
     )
 
 

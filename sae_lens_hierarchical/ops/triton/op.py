@@ -28,6 +28,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The arguments of _forward that have gradients, in the order of its last outputs.
 _LEAVES = (2, 3, 4, 0)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# _plan keeps tensors from step to step, which a CUDA graph's own memory must not hold.
+_TAGS: dict[str, Any] = (
+    {"tags": (torch.Tag.cudagraph_unsafe,)}
+    if hasattr(torch.Tag, "cudagraph_unsafe")
+    else {}
+)
 
 
 def unsupported(
@@ -75,7 +81,7 @@ def hierarchical_loss(
     )[:3]
 
 
-@torch.library.custom_op("sae_lens_hierarchical::triton_loss", mutates_args=())
+@torch.library.custom_op("sae_lens_hierarchical::triton_loss", mutates_args=(), **_TAGS)
 def _forward(
     target: Tensor,
     indices: Tensor,
@@ -109,18 +115,19 @@ def _forward(
     empty = functools.partial(torch.empty, dtype=torch.float32, device=device)
     residual = empty(batch, d_in)
     squares = empty(launch.column_blocks * token_blocks, ranks)
-    slopes = empty(launch.column_blocks if gradients else 0, batch, k)
     bias = empty(token_blocks if gradients else 0, d_in)
     grad_target = empty((batch, d_in) if target_gradient else 0)
     grad_W_dec = empty((d_sae, d_in) if gradients else 0)
     block_columns = 8 * launch.lanes
     if gradients and deterministic:
         places = sort_by_feature(indices, values, segments, len(budgets), d_sae)
-        blocks = launch.pass_blocks
+        blocks = launch.suffix_blocks
         suffixes = empty(batch, len(budgets), blocks * block_columns)
     else:
-        places, blocks, suffixes = None, launch.column_blocks, empty(0)
+        places, blocks, suffixes = None, launch.slope_blocks, empty(0)
         grad_W_dec.zero_()
+    slopes = empty(blocks if gradients else 0, batch, k)
+    grad_values = empty(batch, k)
 
     with _on(device):
         for first in range(0, launch.column_blocks, blocks):
@@ -161,13 +168,16 @@ def _forward(
             )
             if places is not None:
                 sum_by_feature(places, suffixes, grad_W_dec, first * block_columns)
+            if gradients:
+                of_pass = slopes[:here].sum(dim=0)
+                grad_values = grad_values + of_pass if first else of_pass
 
     per_budget = squares.sum(dim=0)[chosen] / batch
     return (
         (per_budget * budget_weights).sum(),
         per_budget,
         residual,
-        slopes.sum(dim=0),
+        grad_values,
         grad_W_dec,
         bias.sum(dim=0),
         grad_target,
@@ -266,11 +276,11 @@ def _plan(
     covered = [bisect.bisect_left(budgets, rank + 1) for rank in range(k)]
     segments = [-1 if place == len(budgets) else place for place in covered]
     return (
-        torch.tensor(slot_weights, device=device),
+        torch.tensor(slot_weights, dtype=torch.float32, device=device),
         torch.tensor(slot_positions, dtype=torch.int32, device=device),
         torch.tensor(segments, dtype=torch.int32, device=device),
-        torch.tensor(budgets, device=device) - 1,
-        torch.tensor(weights, device=device),
+        torch.tensor([budget - 1 for budget in budgets], device=device),
+        torch.tensor(weights, dtype=torch.float32, device=device),
     )
 
 
