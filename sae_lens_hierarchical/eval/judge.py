@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from openai import APIError, OpenAI, OpenAIError
+from openai import APIError, BadRequestError, OpenAI, OpenAIError
 
 __all__ = ["Judge", "JudgeError", "Messages"]
 
@@ -22,6 +22,8 @@ Messages = list[dict[str, str]]
 
 # Asked again so often after an error, each time later, or after no usable answer.
 RETRIES = 5
+# What OpenAI's reasoning models take in place of max_tokens, which other servers know.
+NEWER_LIMIT = "max_completion_tokens"
 CHARACTERS_A_TOKEN = 4  # of English, by OpenAI's rule of thumb
 
 
@@ -81,6 +83,7 @@ class Judge:
         except OpenAIError as error:
             raise JudgeError(str(error)) from error
         self.url = str(self._client.base_url).rstrip("/")
+        self._limit = "max_tokens"
         self._lock = threading.Lock()
         cache.parent.mkdir(parents=True, exist_ok=True)
         # SQLite writes each answer whole or not at all, whenever the process dies.
@@ -151,13 +154,20 @@ class Judge:
                 )
             self.calls += 1
         try:
-            response = self._client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=messages,
-                max_tokens=max_tokens,
-            )
+            try:
+                return self._create(messages, {self._limit: max_tokens})
+            except BadRequestError as error:
+                if NEWER_LIMIT not in str(error):
+                    raise
+                self._limit = NEWER_LIMIT
+                return self._create(messages, {NEWER_LIMIT: max_tokens})
         except APIError as error:
             raise JudgeError(f"{self.url} gave no answer: {error}") from error
+
+    def _create(self, messages: Messages, limit: dict[str, int]) -> str:
+        response = self._client.chat.completions.with_raw_response.create(
+            model=self.model, messages=messages, **limit
+        )
         return response.http_response.text
 
     def _keep(self, messages: Messages, max_tokens: int, answer: str) -> None:

@@ -22,6 +22,7 @@ class JudgeServer(ThreadingHTTPServer):
         keys: The keys that came with them.
         failures: How the next requests fail: a status, or the name of a failure.
         answers: What it says to prompts with these strings in them, instead.
+        reasons: Whether its model wants max_completion_tokens.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.keys: set[str | None] = set()
         self.failures: list[int | str] = []
         self.answers: dict[str, str] = {}
+        self.reasons = False
         self.lock = threading.Lock()
         self.closing = threading.Event()
 
@@ -78,7 +80,13 @@ class JudgeHandler(BaseHTTPRequestHandler):
             failure = None
         message = {"content": self.server.answer(body["messages"][-1]["content"])}
         whole = json.dumps({"choices": [{"message": message}]}).encode()
-        if isinstance(failure, int):
+        if self.server.reasons and "max_tokens" in body:
+            self._send(
+                400,
+                b'{"error": {"message": "Unsupported parameter: \'max_tokens\'. Use '
+                b"'max_completion_tokens' instead.\"}}",
+            )
+        elif isinstance(failure, int):
             self._send(failure, b'{"error": {"message": "no luck"}}')
         elif failure == "reset":
             # Closed with this option, a socket resets its connection.

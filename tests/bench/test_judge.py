@@ -93,6 +93,18 @@ def test_it_waits_as_long_as_it_is_told(
     assert waits == [0.05, 0.05, 0.05]
 
 
+def test_reasoning_models_get_the_limit_that_they_take(
+    judge: Judge, server: JudgeServer
+) -> None:
+    server.reasons = True
+
+    for question in ("why", "who"):
+        assert judge.ask(chat(question), TOKENS) == "because"
+
+    limits = [body.get("max_completion_tokens") for body in server.asked]
+    assert limits == [None, TOKENS, TOKENS]
+
+
 @pytest.mark.parametrize("failure", [500, "half JSON"])
 def test_it_gives_up_in_the_end(
     judge: Judge, server: JudgeServer, failure: int | str
