@@ -267,8 +267,13 @@ def _saelens_config(
     if not {"-h", "--help"}.isdisjoint(rest):
         options.print_usage()
     # Of two options with one name SAELens's parser takes the later one.
-    defaults = [part for n, v in fields.items() for part in (f"--{n}", str(v))]
-    return _parse_cfg_args([*defaults, *rest])
+    given = {option.partition("=")[0] for option in rest}
+    unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
+    defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
+    cfg = _parse_cfg_args([*defaults, *rest])
+    for name in unset:  # for which its parser has no word
+        setattr(cfg, name, None)
+    return cfg
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:

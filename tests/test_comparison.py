@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import SAE, HookedSAETransformer, StandardTrainingSAEConfig
+from sae_lens import (
+    SAE,
+    HookedSAETransformer,
+    LoggingConfig,
+    StandardTrainingSAEConfig,
+)
 
 from sae_lens_hierarchical import (
     HierarchicalTopKSAE,
@@ -83,6 +88,7 @@ def test_compare_on_the_bundled_model(
     assert table.select(sae="HierarchicalTopK-J1", activation="jumprelu", k=2)
     assert table.select(sae="JumpReLU-2", activation="own")
     assert table.provenance["training"]["training_tokens"] == 4096
+    assert table.provenance["training"]["checkpoint_path"] is None
     assert "BatchTopK-2" in capsys.readouterr().out
     sae = SAE.load_from_disk(tmp_path / "saes" / "HierarchicalTopK-J1")
     assert isinstance(sae, HierarchicalTopKSAE)
@@ -192,6 +198,47 @@ def two_saes(
     return cfg, side_by_side(cfg, configs, tmp_path / "saes")
 
 
+def test_a_checkpoint_takes_the_place_of_one_of_that_name(
+    make_config: MakeConfig, tmp_path: Path, model: HookedSAETransformer, text: Dataset
+) -> None:
+    log = LoggingConfig(log_to_wandb=False, wandb_id="abc")  # which names the folder
+    for _ in range(2):
+        _, together = two_saes(make_config, tmp_path, logger=log, n_checkpoints=1)
+        SideBySideRunner(together, text, model).run()
+
+        (checkpoint,) = Path(together.checkpoint_path).iterdir()
+        assert {path.name for path in checkpoint.iterdir() if path.is_dir()} == {*"ab"}
+
+
+def test_each_saes_losses_reach_wandb(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    model: HookedSAETransformer,
+    text: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: dict[str, Any] = {}
+    for name in ("init", "finish", "log_artifact"):
+        monkeypatch.setattr(f"wandb.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("wandb.log", lambda log, **_: logged.update(log))
+    log = LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=100)
+    _, together = two_saes(make_config, tmp_path, logger=log)
+
+    SideBySideRunner(together, text, model).run()
+
+    for name in "ab":
+        assert 0 < logged[f"{name}/metrics/l0"] <= 8
+        assert logged[f"{name}/losses/hierarchical_loss"] > 0
+        assert f"{name}/metrics/explained_variance_k3" in logged
+
+
+def test_what_is_for_one_sae_is_refused(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="compile_sae is for one SAE"):
+        two_saes(make_config, tmp_path, compile_sae=True)
+
+
 def test_saes_side_by_side_are_trained_as_the_one(
     make_config: MakeConfig, tmp_path: Path, model: HookedSAETransformer, text: Dataset
 ) -> None:
@@ -222,19 +269,28 @@ def test_saes_side_by_side_are_trained_as_the_one(
     assert json.loads((tmp_path / "saes" / "runner_cfg.json").read_text())["saes"]
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
 def test_a_stopped_run_says_where_its_checkpoint_is(
+    prefetch: bool,
     make_config: MakeConfig,
     tmp_path: Path,
     model: HookedSAETransformer,
     text: Dataset,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _, together = two_saes(make_config, tmp_path, training_tokens=64_000_000)
+    settings: dict[str, Any] = {
+        "prefetch_llm_batches": prefetch,
+        "context_size": 128,
+        "store_batch_size_prompts": 2,
+    }
+    _, together = two_saes(
+        make_config, tmp_path, training_tokens=64_000_000, **settings
+    )
     runner = SideBySideRunner(together, text, model)
     steps = itertools.count(1)
 
     def interrupt(_parameter: torch.Tensor) -> None:
-        if next(steps) == 3:
+        if next(steps) == 60:
             signal.raise_signal(signal.SIGINT)
 
     runner.saes["a"].b_dec.register_post_accumulate_grad_hook(interrupt)
@@ -243,15 +299,19 @@ def test_a_stopped_run_says_where_its_checkpoint_is(
 
     (checkpoint,) = Path(together.checkpoint_path).iterdir()
     assert stopped.value.checkpoint == checkpoint
-    assert int(checkpoint.name) == 3 * together.train_batch_size_tokens
+    assert int(checkpoint.name) == 60 * together.train_batch_size_tokens
     _, resumed = two_saes(
         make_config,
         tmp_path,
         training_tokens=int(checkpoint.name) + 128,
+        n_checkpoints=1,
+        **settings,
         resume_from_checkpoint=str(checkpoint),
     )
     capsys.readouterr()
     SideBySideRunner(resumed, text, model).run()
     assert (tmp_path / "saes" / "b").is_dir()
+    # None for those that came before it.
+    assert not Path(resumed.checkpoint_path).exists()
     total = resumed.training_tokens
     assert f"{total}/{total}" in capsys.readouterr().err  # the bar went on, to its end

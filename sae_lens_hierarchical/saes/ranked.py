@@ -69,10 +69,14 @@ def decode_prefixes(
     values, indices = ranked
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         values = values / sae.W_dec.norm(dim=-1)[indices]
-    total = values.new_zeros(*values.shape[:-1], sae.cfg.d_in)
-    scale, zero = output_map(sae, total)
+    # In bfloat16 a sum of many terms would lose the small ones.
+    exact = torch.promote_types(values.dtype, torch.float32)
+    total = values.new_zeros(*values.shape[:-1], sae.cfg.d_in, dtype=exact)
+    scale, zero = output_map(sae, total.to(values.dtype))
     for before, k in pairwise([0, *ks]):
         for i in range(before, k):
-            total = total.addcmul(sae.W_dec[indices[..., i]], values[..., i, None])
+            row = sae.W_dec[indices[..., i]].to(exact)
+            total = total.addcmul(row, values[..., i, None].to(exact))
         output = total + zero if scale is None else total * scale + zero
+        output = output.to(values.dtype)
         yield sae.reshape_fn_out(sae.hook_sae_recons(output), sae.d_head)

@@ -134,6 +134,11 @@ class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
         if cfg.unit_norm_decoder:
             keep_unit_norm_decoder(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # a copy's rows are kept, too
+        if self.cfg.unit_norm_decoder:
+            keep_unit_norm_decoder(self)
+
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Run one step's forward pass.

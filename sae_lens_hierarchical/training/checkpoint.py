@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 
-__all__ = ["find_checkpoint", "whole_folder"]
+__all__ = ["check_unfinished", "find_checkpoint", "whole_folder"]
 
 CHECKPOINT_FILES = (
     SAE_WEIGHTS_FILENAME,
@@ -47,9 +48,29 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         (folder / SAE_CFG_FILENAME).unlink(missing_ok=True)
         files = sorted(staging.iterdir(), key=lambda f: f.name == SAE_CFG_FILENAME)
         for file in files:
+            if file.is_dir():
+                shutil.rmtree(folder / file.name, ignore_errors=True)
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_unfinished(checkpoint: Path, normalize_activations: str) -> None:
+    """Raise a ValueError if a run with this normalization has ended with a checkpoint.
+
+    SAELens has then folded it into the weights, and would do so again.
+
+    Args:
+        checkpoint: The folder of a SAE in training.
+        normalize_activations: The run's own.
+    """
+    text = (checkpoint / SAE_CFG_FILENAME).read_text(encoding="utf-8")
+    found = json.loads(text)["normalize_activations"]
+    if found != normalize_activations:
+        raise ValueError(
+            f"{checkpoint} is of a run that has ended, with normalize_activations="
+            f"{normalize_activations!r} folded into its weights: it cannot go on"
+        )
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import sae_lens
+import torch
 import wandb
 from sae_lens import TrainingSAE, logger
 from sae_lens.config import HfDataset
@@ -21,7 +22,11 @@ from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
 )
-from sae_lens_hierarchical.training.checkpoint import find_checkpoint, whole_folder
+from sae_lens_hierarchical.training.checkpoint import (
+    check_unfinished,
+    find_checkpoint,
+    whole_folder,
+)
 from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.signals import stopping_on_signals
@@ -34,7 +39,9 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     """SAELens's runner for any architecture, with these differences.
 
     - A checkpoint appears whole or not at all, and so does the trained SAE.
-    - A resumed run equals an uninterrupted one, bit for bit on one machine.
+    - A resumed run equals an uninterrupted one, bit for bit on one machine, and goes on
+      in the same run of W&B.
+    - ``seed`` fixes torch's random numbers from here on.
     - SIGINT and SIGTERM end training after the step under way, with a checkpoint (a
       second one at once, without).
     - ``hook_name`` and ``d_in`` are checked against the model before training.
@@ -59,6 +66,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             cfg.resume_from_checkpoint = str(
                 find_checkpoint(cfg.resume_from_checkpoint)
             )
+        torch.manual_seed(cfg.seed)
         super().__init__(cfg, override_dataset, override_model, override_sae)
         if not cfg.use_cached_activations:
             check_hook(
@@ -103,7 +111,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         self._set_sae_metadata()
         log = self.cfg.logger
         if log.log_to_wandb:
-            wandb.init(
+            run = wandb.init(
                 project=log.wandb_project,
                 entity=log.wandb_entity,
                 config=self.cfg.to_dict(),
@@ -111,6 +119,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
                 id=log.wandb_id,
                 resume="allow",
             )
+            log.wandb_id = run.id  # a resumed run goes on in it
         trainer = ResumableSAETrainer(
             cfg=self.cfg.to_sae_trainer_config(),
             sae=self.sae,
@@ -121,6 +130,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if self.cfg.resume_from_checkpoint is not None:
             checkpoint = self.cfg.resume_from_checkpoint
             logger.info(f"Resuming from {checkpoint}")
+            check_unfinished(Path(checkpoint), self.cfg.sae.normalize_activations)
             trainer.load_trainer_state(checkpoint)
             self.sae.load_weights_from_checkpoint(checkpoint)
             self.activations_store.load_from_checkpoint(checkpoint)

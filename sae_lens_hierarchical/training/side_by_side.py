@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -19,10 +21,12 @@ from sae_lens import (
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.training.prefetch import PrefetchingIterator
+from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from sae_lens_hierarchical.training.checkpoint import whole_folder
+from sae_lens_hierarchical.training.checkpoint import check_unfinished, whole_folder
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.trainer import LiveTrainer
@@ -41,7 +45,13 @@ def side_by_side(
         cfg: A config for one SAE; its own SAE is left out.
         saes: The SAEs' configs; the names are those of their folders.
         output: Where the folders of the trained SAEs go.
+
+    Raises:
+        ValueError: If ``cfg`` asks for what SAELens does for one SAE alone.
     """
+    for name in ("compile_sae", "use_cached_activations", "from_pretrained_path"):
+        if getattr(cfg, name):
+            raise ValueError(f"{name} is for one SAE: several are trained without it")
     shared = {f.name for f in fields(MultiSAETrainingRunnerConfig) if f.init}
     settings = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name in shared}
     settings["output_path"] = str(output)
@@ -61,6 +71,7 @@ class SideBySideRunner(MultiSAETrainingRunner):
     - A checkpoint appears whole or not at all, and so does each trained SAE.
     - SIGINT and SIGTERM end training after the step under way, with a checkpoint.
     - Hooks and ``d_in`` are checked against the model before training.
+    - With ``prefetch_llm_batches`` a run can be resumed too.
     - The progress bar moves with every step.
     """
 
@@ -76,6 +87,12 @@ class SideBySideRunner(MultiSAETrainingRunner):
             hook_name = self.cfg.hook_names_per_sae[name]
             head = self.cfg.hook_head_indices_per_sae[name]
             check_hook(self.model, self.cfg, hook_name, head, sae.d_in)
+            if self.cfg.resume_from_checkpoint is not None:
+                checkpoint = Path(self.cfg.resume_from_checkpoint) / name
+                check_unfinished(checkpoint, sae.normalize_activations)
+        # SAELens would read ahead before it is at a checkpoint's place in the text.
+        self._prefetch = self.cfg.prefetch_llm_batches
+        self.cfg.prefetch_llm_batches = False
         return super().run()
 
     @override
@@ -84,7 +101,17 @@ class SideBySideRunner(MultiSAETrainingRunner):
     ) -> dict[str, TrainingSAE[Any]]:
         # SAELens's run names its trainer's class, and leaves no other place to change.
         trainer.__class__ = SideBySideTrainer
-        with stopping_on_signals(cast("SideBySideTrainer", trainer)):
+        live = cast("SideBySideTrainer", trainer)
+        live.prepare()
+        self.cfg.prefetch_llm_batches = self._prefetch
+        with ExitStack() as stack:
+            if self._prefetch:
+                ahead = PrefetchingIterator(
+                    trainer.data_provider, prefetch=int(self._prefetch)
+                )
+                stack.callback(ahead.close)
+                trainer.data_provider = ahead
+            stack.enter_context(stopping_on_signals(live))
             return trainer.fit()
 
     @override
@@ -108,6 +135,28 @@ class SideBySideRunner(MultiSAETrainingRunner):
 
 class SideBySideTrainer(LiveTrainer, MultiSAETrainer):
     """Trains several SAEs, with a live bar and whole checkpoints."""
+
+    def prepare(self) -> None:
+        """Set the steps of a resumed run right, and let outputs of steps be small."""
+        # SAELens saves within a step, before it counts that step.
+        steps = self.n_training_samples // self.cfg.train_batch_size_samples
+        for trainer in (self, *self.trainers.values()):
+            trainer.n_training_steps = steps
+        self.checkpoint_thresholds = [
+            t for t in self.checkpoint_thresholds if t >= self.n_training_samples
+        ]
+        for trainer in self.trainers.values():
+            trainer.step = partial(self._small_step, trainer.step)
+
+    def _small_step(
+        self, step: Callable[[Tensor], TrainStepOutput], batch: Tensor
+    ) -> TrainStepOutput:
+        output = step(batch)
+        # SAELens holds the outputs of all SAEs at once, [batch, d_sae] each.
+        output.hidden_pre = batch.new_empty(0)
+        if not self._is_logging_step():
+            output.feature_acts, output.metrics = batch.new_empty(0), {}
+        return output
 
     @override
     def save_checkpoint(

@@ -301,3 +301,21 @@ def test_compact_form_needs_topk() -> None:
 
     with pytest.raises(ValueError, match="needs activation='topk'"):
         sae.encode_ranked(activations())
+
+
+def test_many_budgets_of_a_bfloat16_sae_lose_nothing() -> None:
+    cfg = HierarchicalTopKSAEConfig(
+        d_in=64,
+        d_sae=512,
+        k_max=128,
+        dtype="bfloat16",
+        rescale_acts_by_decoder_norm=False,
+    )
+    sae = HierarchicalTopKSAE(cfg)
+    x = torch.randn(50, 64).bfloat16()
+    values, indices = sae.encode_ranked(x)
+    terms = values[..., None].double() * sae.W_dec[indices].double()
+
+    for k, x_hat in zip([8, 128], sae.reconstruct(x, [8, 128]), strict=True):
+        exact = terms[:, :k].sum(dim=1) + sae.b_dec
+        assert (x_hat - exact).norm() < 0.003 * exact.norm()

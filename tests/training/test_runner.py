@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -347,7 +349,9 @@ def test_pareto_curve_reaches_wandb(
 ) -> None:
     logged: dict[str, Any] = {}
     for name in ("init", "finish", "log_artifact"):
-        monkeypatch.setattr(f"wandb.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(
+            f"wandb.{name}", lambda *_, **__: SimpleNamespace(id="the run")
+        )
     monkeypatch.setattr("wandb.log", lambda log, **_: logged.update(log))
     log = LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=2)
     cfg = make_config(logger=log, n_eval_batches=1)
@@ -364,6 +368,7 @@ def test_pareto_curve_reaches_wandb(
         logged["metrics/explained_variance"], abs=1e-4
     )
     assert "losses/hierarchical_loss" in logged
+    assert cfg.logger.wandb_id == "the run"  # a resumed run goes on in it
     assert "model_performance_preservation" in logged  # SAELens's evals ran
 
 
@@ -470,3 +475,47 @@ def test_a_checkpoint_in_mid_training_reads_plain_activations(
     assert unfolded.cfg.normalize_activations == "none"
     error = (unfolded(x) - sae(x)).norm() / sae(x).norm()
     assert error < 0.05
+
+
+def test_a_run_that_has_ended_cannot_go_on(
+    make_config: MakeConfig, model: HookedSAETransformer, text: Dataset
+) -> None:
+    """SAELens would fold the normalization into its weights a second time."""
+    cfg = make_config(
+        normalize_activations="covariance_whitening", save_final_checkpoint=True
+    )
+    options: dict[str, Any] = {"override_dataset": text, "override_model": model}
+    LanguageModelSAETrainingRunner(cfg, **options).run()
+    (final,) = Path(cfg.checkpoint_path or "").glob("final_*")
+
+    with pytest.raises(ValueError, match="is of a run that has ended"):
+        LanguageModelSAETrainingRunner.from_checkpoint(final, **options).run()
+
+
+def test_the_seed_fixes_the_weights(
+    make_config: MakeConfig, model: HookedSAETransformer, text: Dataset
+) -> None:
+    first, second, other = (
+        LanguageModelSAETrainingRunner(
+            make_config(seed=seed), override_dataset=text, override_model=model
+        ).sae.W_dec
+        for seed in (7, 7, 8)
+    )
+
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_a_copy_of_a_sae_keeps_its_decoder_at_norm_1(
+    make_config: MakeConfig, model: HookedSAETransformer, text: Dataset
+) -> None:
+    cfg = make_config(unit_norm_decoder=True)
+    options: dict[str, Any] = {"override_dataset": text, "override_model": model}
+    sae = LanguageModelSAETrainingRunner(cfg, **options).sae
+
+    trained = LanguageModelSAETrainingRunner(
+        cfg, **options, override_sae=copy.deepcopy(sae)
+    ).run()
+
+    norms = trained.W_dec.norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
