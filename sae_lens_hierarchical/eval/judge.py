@@ -24,6 +24,7 @@ Messages = list[dict[str, str]]
 RETRIES = 5
 # What OpenAI's reasoning models take in place of max_tokens, which other servers know.
 NEWER_LIMIT = "max_completion_tokens"
+REASONING_TOKENS = 2_000  # which count, too
 CHARACTERS_A_TOKEN = 4  # of English, by OpenAI's rule of thumb
 
 
@@ -82,8 +83,10 @@ class Judge:
             )
         except OpenAIError as error:
             raise JudgeError(str(error)) from error
-        self.url = str(self._client.base_url).rstrip("/")
-        self._limit = "max_tokens"
+        # Results name it, and people publish them: no password may be in it.
+        shown = self._client.base_url.copy_with(userinfo=b"", query=None)
+        self.url = str(shown).rstrip("/")
+        self._reasons = False
         self._lock = threading.Lock()
         cache.parent.mkdir(parents=True, exist_ok=True)
         # SQLite writes each answer whole or not at all, whenever the process dies.
@@ -155,16 +158,19 @@ class Judge:
             self.calls += 1
         try:
             try:
-                return self._create(messages, {self._limit: max_tokens})
+                return self._create(messages, max_tokens)
             except BadRequestError as error:
                 if NEWER_LIMIT not in str(error):
                     raise
-                self._limit = NEWER_LIMIT
-                return self._create(messages, {NEWER_LIMIT: max_tokens})
+                self._reasons = True
+                return self._create(messages, max_tokens)
         except APIError as error:
             raise JudgeError(f"{self.url} gave no answer: {error}") from error
 
-    def _create(self, messages: Messages, limit: dict[str, int]) -> str:
+    def _create(self, messages: Messages, max_tokens: int) -> str:
+        limit = {"max_tokens": max_tokens}
+        if self._reasons:
+            limit = {NEWER_LIMIT: max_tokens + REASONING_TOKENS}
         response = self._client.chat.completions.with_raw_response.create(
             model=self.model, messages=messages, **limit
         )

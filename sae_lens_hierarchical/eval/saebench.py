@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from sae_lens import SAE, ActivationsStore, TopKSAE
+from sae_lens import SAE, ActivationsStore, TopKSAE, TrainingSAE
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
@@ -311,8 +311,10 @@ class SAEBench:
         self, eval_type: str, saes: Mapping[str, SAE[Any]], ks: Sequence[int]
     ) -> Iterator[_Entry]:
         """Yield the SAEs at the k of which there is no result, each set to it."""
-        for sae in saes.values():
+        for name, sae in saes.items():
             check_ks("ks", ks, sae.cfg.d_sae)
+            if isinstance(sae, TrainingSAE):
+                raise ValueError(f"{name} is a SAE in training: save it and load it")
         folder = self.output / eval_type
         folder.mkdir(parents=True, exist_ok=True)
         for name, original in saes.items():
@@ -332,6 +334,8 @@ class SAEBench:
                     if k is not None:
                         _set_k(sae, k)
                     yield _Entry(name, sae_id, path, sae, sae.cfg.to_dict())
+                else:
+                    tqdm.write(f"{path} is there already: not made again")
 
     def _write(
         self,

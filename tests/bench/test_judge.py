@@ -102,7 +102,13 @@ def test_reasoning_models_get_the_limit_that_they_take(
         assert judge.ask(chat(question), TOKENS) == "because"
 
     limits = [body.get("max_completion_tokens") for body in server.asked]
-    assert limits == [None, TOKENS, TOKENS]
+    assert limits == [None, 2_000 + TOKENS, 2_000 + TOKENS]  # what it thinks counts
+
+
+def test_a_password_is_not_shown(server: JudgeServer, tmp_path: Path) -> None:
+    url = server.url.replace("//", "//me:secret@")
+
+    assert Judge("small", tmp_path / "answers", url=url).url == server.url
 
 
 @pytest.mark.parametrize("failure", [500, "half JSON"])

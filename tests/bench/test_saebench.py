@@ -23,6 +23,8 @@ from sae_lens import (
     JumpReLUSAEConfig,
     TopKSAE,
     TopKSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
 )
 from torch import Tensor
 
@@ -268,7 +270,10 @@ def test_too_little_text_is_said(
 
 
 def test_results_are_made_once_and_whole(
-    bench: SAEBench, sae: HierarchicalTopKSAE, monkeypatch: pytest.MonkeyPatch
+    bench: SAEBench,
+    sae: HierarchicalTopKSAE,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     save = core_main.save_single_eval_result
 
@@ -285,6 +290,7 @@ def test_results_are_made_once_and_whole(
     bench.core({"ours": sae}, [2])
     first = read(bench, "core/ours_k_2")
     bench.core({"ours": sae}, KS)
+    assert "ours_k_2_eval_results.json is there already" in capsys.readouterr().out
 
     assert read(bench, "core/ours_k_2") == first
     replace(bench, force=True).core({"ours": sae}, [2])
@@ -293,6 +299,9 @@ def test_results_are_made_once_and_whole(
     assert again["eval_result_metrics"] == first["eval_result_metrics"]
     with pytest.raises(ValueError, match="ks must be"):
         bench.core({"ours": sae}, [8, 2])
+    training = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=9, k=2))
+    with pytest.raises(ValueError, match="it is a SAE in training"):
+        bench.core({"it": training}, [2])  # type: ignore[dict-item]
 
 
 def test_sparse_probing_reads_local_data(
