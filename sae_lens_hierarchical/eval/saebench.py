@@ -32,7 +32,11 @@ from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 from sae_lens_hierarchical.saes.checks import check_size
 
 try:
+    import jaxtyping
     import pydantic
+
+    # SAEBench's checks of types want a HookedTransformer, where a bridge does as well.
+    jaxtyping.config.update("jaxtyping_disable", True)
     import sae_bench.evals.autointerp.eval_config as autointerp_config
     import sae_bench.evals.autointerp.eval_output as autointerp_output
     import sae_bench.evals.autointerp.main as autointerp_main

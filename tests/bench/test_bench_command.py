@@ -48,7 +48,10 @@ def test_core_and_autointerp_on_the_bundled_model(
 
 
 def test_a_local_model_and_text_in_place_of_hub_names(
-    model: HookedSAETransformer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: HookedSAETransformer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    server: JudgeServer,
 ) -> None:
     tokenizer = model.tokenizer
     assert tokenizer is not None
@@ -66,11 +69,14 @@ def test_a_local_model_and_text_in_place_of_hub_names(
     sae.save_model(tmp_path / "sae")
     local = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "text")]
     output = ["--output", str(tmp_path / "results")]
+    judge = ["--judge-model", "small", "--judge-url", server.url]
+    command = ["bench", str(tmp_path / "sae"), *SMALL, *local, *judge, *output]
 
-    assert main(["bench", str(tmp_path / "sae"), *SMALL, *local, *output]) == 0
+    assert main([*command, "--evals", "core,autointerp"]) == 0
 
     found = read_results(tmp_path / "results")
     assert [r.metrics["sparsity", "l0"] for r in found] == pytest.approx([2, 8])
+    assert [k for _, k, _ in autointerp_scores(tmp_path / "results")] == [2, 8]
     assert main(["bench", str(tmp_path / "sae"), *SMALL, *output]) == 2
     assert "must name one model" in capsys.readouterr().err
 
