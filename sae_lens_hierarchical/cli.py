@@ -266,9 +266,9 @@ def _saelens_config(
 
     if not {"-h", "--help"}.isdisjoint(rest):
         options.print_usage()
-    # Of two options with one name SAELens's parser takes the later one.
     given = {option.partition("=")[0] for option in rest}
     unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
+    # Of two options with one name SAELens's parser takes the later one.
     defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
     cfg = _parse_cfg_args([*defaults, *rest])
     for name in unset:  # for which its parser has no word

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -142,6 +143,18 @@ def make_config(tmp_path: Path) -> MakeConfig:
         return LanguageModelSAERunnerConfig(**settings)
 
     return make
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a run tells W&B, the last of each name."""
+    told: dict[str, Any] = {}
+    for name in ("init", "finish", "log_artifact"):
+        monkeypatch.setattr(
+            f"wandb.{name}", lambda *_, **__: SimpleNamespace(id="the run")
+        )
+    monkeypatch.setattr("wandb.log", lambda log, **_: told.update(log))
+    return told
 
 
 @pytest.fixture

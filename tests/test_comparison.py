@@ -215,12 +215,8 @@ def test_each_saes_losses_reach_wandb(
     tmp_path: Path,
     model: HookedSAETransformer,
     text: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
+    logged: dict[str, Any],
 ) -> None:
-    logged: dict[str, Any] = {}
-    for name in ("init", "finish", "log_artifact"):
-        monkeypatch.setattr(f"wandb.{name}", lambda *_, **__: None)
-    monkeypatch.setattr("wandb.log", lambda log, **_: logged.update(log))
     log = LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=100)
     _, together = two_saes(make_config, tmp_path, logger=log)
 

@@ -138,14 +138,9 @@ class SideBySideTrainer(LiveTrainer, MultiSAETrainer):
 
     def prepare(self) -> None:
         """Set the steps of a resumed run right, and let outputs of steps be small."""
-        # SAELens saves within a step, before it counts that step.
-        steps = self.n_training_samples // self.cfg.train_batch_size_samples
-        for trainer in (self, *self.trainers.values()):
-            trainer.n_training_steps = steps
-        self.checkpoint_thresholds = [
-            t for t in self.checkpoint_thresholds if t >= self.n_training_samples
-        ]
+        self.after_loading()
         for trainer in self.trainers.values():
+            trainer.n_training_steps = self.n_training_steps
             trainer.step = partial(self._small_step, trainer.step)
 
     def _small_step(

@@ -36,7 +36,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class LiveTrainer:
-    """What a trainer of SAELens is to do after each step; mixed into one.
+    """What a trainer of SAELens is to do besides training; mixed into one.
 
     Attributes:
         stop_requested: Set it to end training after the step under way, with a
@@ -45,9 +45,20 @@ class LiveTrainer:
 
     cfg: Any
     n_training_samples: int
+    n_training_steps: int
+    checkpoint_thresholds: list[int]
     save_checkpoint: Callable[..., None]
     stop_requested = False
     _losses_shown_at = 0.0
+
+    def after_loading(self) -> None:
+        """Set right what SAELens has in a checkpoint or leaves to its reader."""
+        # SAELens saves within a step, before it counts that step.
+        batch_size = self.cfg.train_batch_size_samples
+        self.n_training_steps = self.n_training_samples // batch_size
+        self.checkpoint_thresholds = [
+            t for t in self.checkpoint_thresholds if t >= self.n_training_samples
+        ]
 
     def after_step(self, bar: tqdm, losses: Mapping[str, Tensor | float]) -> None:
         """Move the bar, show losses once a second, and stop if that is wanted.
@@ -94,12 +105,7 @@ class ResumableSAETrainer(LiveTrainer, SAETrainer[TrainingSAE[Any], Any]):
     @override
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         super().load_trainer_state(checkpoint_path)
-        # SAELens saves within a step, before it counts that step.
-        batch_size = self.cfg.train_batch_size_samples
-        self.n_training_steps = self.n_training_samples // batch_size
-        self.checkpoint_thresholds = [
-            t for t in self.checkpoint_thresholds if t >= self.n_training_samples
-        ]
+        self.after_loading()
 
     @override
     @torch.no_grad()

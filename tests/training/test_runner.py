@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -345,14 +344,8 @@ def test_pareto_curve_reaches_wandb(
     make_config: MakeConfig,
     model: HookedSAETransformer,
     text: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
+    logged: dict[str, Any],
 ) -> None:
-    logged: dict[str, Any] = {}
-    for name in ("init", "finish", "log_artifact"):
-        monkeypatch.setattr(
-            f"wandb.{name}", lambda *_, **__: SimpleNamespace(id="the run")
-        )
-    monkeypatch.setattr("wandb.log", lambda log, **_: logged.update(log))
     log = LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=2)
     cfg = make_config(logger=log, n_eval_batches=1)
 
