@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEConfig
+from torch import Tensor
 
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 from sae_lens_hierarchical.saes.checks import Activation, check_activation, check_k
@@ -32,8 +33,9 @@ def export(
         folder: The folder to write: it appears whole or not at all.
         k: The number of active features, from 1 to ``d_sae``; for ``jumprelu`` to
             ``k_max``.
-        architecture: ``topk`` gives what ``sae`` gives at k. ``jumprelu`` keeps every
-            feature above ``sae.threshold(k)``, k of them on average.
+        architecture: ``topk`` gives what ``sae`` gives at k; only where activations
+            tie, SAELens may take other ones. ``jumprelu`` keeps every feature above
+            ``sae.threshold(k)``, k of them on average.
 
     Returns:
         ``folder``.
@@ -43,7 +45,7 @@ def export(
             asked of a SAE without thresholds. Nothing is written then.
     """
     folder = Path(folder)
-    _check(sae, k, architecture)
+    k = _check(sae, k, architecture)
     plain = _plain(sae, k, architecture)
     with whole_folder(folder) as staging:
         plain.save_model(staging)
@@ -74,11 +76,12 @@ def export_all(
     return [export(sae, Path(folder) / f"k_{k}", k, architecture) for k in ks]
 
 
-def _check(sae: HierarchicalTopKSAE, k: int, architecture: str) -> None:
+def _check(sae: HierarchicalTopKSAE, k: int, architecture: str) -> int:
     check_activation("architecture", architecture)
-    check_k("k", k, sae.cfg.d_sae)
+    k = check_k("k", k, sae.cfg.d_sae)
     if architecture == "jumprelu":
         sae.threshold(k)
+    return k
 
 
 @torch.no_grad()
@@ -95,7 +98,8 @@ def _plain(
         )
     else:
         plain = JumpReLUSAE(JumpReLUSAEConfig(**settings))
-        weights["threshold"] = torch.full_like(weights["b_enc"], sae.threshold(k))
+        threshold = _round_down(sae.threshold(k), sae.dtype)
+        weights["threshold"] = threshold.to(sae.device).expand(sae.cfg.d_sae).clone()
         if rescale:
             # JumpReLU SAEs cannot rescale: the decoder's norms go into the encoder.
             norms = sae.get_W_dec_norm()
@@ -105,6 +109,17 @@ def _plain(
     plain.load_state_dict(weights, assign=True)
     plain.cfg.device = sae.cfg.device
     return plain
+
+
+def _round_down(value: float, dtype: torch.dtype) -> Tensor:
+    """Return the largest number of ``dtype`` that is at most ``value``.
+
+    Activations of that dtype exceed it just when they exceed ``value``.
+    """
+    rounded = torch.tensor(value, dtype=torch.float64).to(dtype)
+    if rounded.double() <= value:
+        return rounded
+    return rounded.nextafter(torch.tensor(-torch.inf, dtype=dtype))
 
 
 def _settings(sae: HierarchicalTopKSAE, k: int) -> dict[str, Any]:

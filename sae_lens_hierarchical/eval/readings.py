@@ -18,10 +18,11 @@ from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAE,
     HierarchicalTopKSAEConfig,
-    RankedActs,
     calibrate_thresholds,
 )
+from sae_lens_hierarchical.saes.normalization import normalize
 from sae_lens_hierarchical.saes.ranked import decode_prefixes, rank
+from sae_lens_hierarchical.saes.thresholds import above_threshold
 
 __all__ = ["Reader", "Reading"]
 
@@ -59,7 +60,7 @@ class Reader:
         known = (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)
         if not isinstance(sae, HierarchicalTopKSAE) and type(sae) not in known:
             raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
-        check_ks("ks", ks, sae.cfg.d_sae)
+        ks = check_ks("ks", ks, sae.cfg.d_sae)
         self.sae = sae
         self.ks = sorted({*ks, self.trained_k or ks[-1]})
         self.architecture = sae.cfg.architecture()
@@ -103,9 +104,7 @@ class Reader:
         with _flat(self.sae), _flat(self._any_k):
             yield from self._read_by_rank(x)
             if jumprelu and isinstance(self._any_k, HierarchicalTopKSAE):
-                for k in self.ks:
-                    if k <= self._any_k.k_max:
-                        yield _read_by_threshold(self._any_k, x, k)
+                yield from _read_by_thresholds(self._any_k, x, self.ks)
             if not isinstance(self.sae, TopKSAE):
                 acts = self.sae.encode(x)
                 yield _dense("own", None, self.sae, acts)
@@ -113,10 +112,11 @@ class Reader:
     def _read_by_rank(self, x: Tensor) -> Iterator[Reading]:
         sae = self._any_k
         if isinstance(sae, HierarchicalTopKSAE):
-            ranked = rank(sae.hidden_pre(x), self.ks[-1], sae.k_max)
+            ranked, output_map = sae.rank_features(x, self.ks[-1])
         else:
-            ranked = RankedActs(*sae.encode(x).topk(self.ks[-1], dim=-1))
-        outputs = decode_prefixes(sae, ranked, self.ks)
+            ranked = rank(sae.encode(x), self.ks[-1])
+            _, output_map = normalize(x, sae.cfg.normalize_activations)
+        outputs = decode_prefixes(sae, ranked, self.ks, output_map)
         self.cosines.add(sae.W_dec, ranked)
         firings = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=x.device)
         norms = _norms(sae)
@@ -129,14 +129,15 @@ class Reader:
             yield Reading("topk", k, next(outputs), firings, squares)
 
 
-def _read_by_threshold(sae: HierarchicalTopKSAE, x: Tensor, k: int) -> Reading:
-    before = sae.activation
-    with sae.at_k(k):
-        sae.activation = "jumprelu"
-        try:
-            return _dense("jumprelu", k, sae, sae.encode(x))
-        finally:
-            sae.activation = before
+def _read_by_thresholds(
+    sae: HierarchicalTopKSAE, x: Tensor, ks: Sequence[int]
+) -> Iterator[Reading]:
+    hidden_pre = sae.hidden_pre(x)
+    for k in ks:
+        if k <= sae.k_max:
+            sae.threshold(k)  # which raises where it is unknown
+            acts = above_threshold(hidden_pre, sae.thresholds[k - 1 : k])
+            yield _dense("jumprelu", k, sae, acts)
 
 
 def _dense(activation: str, k: int | None, sae: SAE[Any], acts: Tensor) -> Reading:

@@ -1,4 +1,4 @@
-"""The hierarchical loss: tensors in, tensors out. Nothing here knows of SAELens."""
+"""The loss and the top-k: tensors in, tensors out. Nothing here knows of SAELens."""
 
 from sae_lens_hierarchical.ops.budgets import loss_budgets, spread_budgets
 from sae_lens_hierarchical.ops.loss import (
@@ -8,6 +8,7 @@ from sae_lens_hierarchical.ops.loss import (
     hierarchical_loss,
     hierarchical_loss_with_residual,
 )
+from sae_lens_hierarchical.ops.topk import stable_topk
 
 __all__ = [
     "BACKENDS",
@@ -17,4 +18,5 @@ __all__ = [
     "hierarchical_loss_with_residual",
     "loss_budgets",
     "spread_budgets",
+    "stable_topk",
 ]

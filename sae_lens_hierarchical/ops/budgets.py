@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
-__all__ = ["check_ks", "loss_budgets", "resolve_budgets", "spread_budgets"]
+import torch
+
+__all__ = [
+    "as_integer",
+    "check_ks",
+    "loss_budgets",
+    "resolve_budgets",
+    "spread_budgets",
+]
+
+
+def as_integer(value: object) -> int | None:
+    """Return an integer of Python, NumPy or torch as Python's; None if it is none."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def loss_budgets(k: int, every: int = 1) -> list[int]:
@@ -19,10 +38,8 @@ def loss_budgets(k: int, every: int = 1) -> list[int]:
     Raises:
         ValueError: If ``k`` or ``every`` is no integer of at least 1.
     """
-    for name, value in (("k", k), ("every", every)):
-        if not _is_int(value) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    return sorted({1, *range(every, k + 1, every)})
+    largest, step = (_at_least_1(*named) for named in (("k", k), ("every", every)))
+    return sorted({1, *range(step, largest + 1, step)})
 
 
 def resolve_budgets(
@@ -62,20 +79,20 @@ def resolve_budgets(
 
 
 def check_ks(name: str, ks: Sequence[int], largest: int) -> list[int]:
-    """Return ``ks`` as a list.
+    """Return ``ks`` as a list of Python's integers.
 
     Raises:
         ValueError: If they are not strictly increasing integers from 1 to ``largest``;
             it calls them ``name``.
     """
-    integers = len(ks) > 0 and all(map(_is_int, ks))
-    increasing = integers and all(a < b for a, b in itertools.pairwise(ks))
-    if not increasing or ks[0] < 1 or ks[-1] > largest:
+    integers = [n for n in map(as_integer, ks) if n is not None and 1 <= n <= largest]
+    increasing = all(a < b for a, b in itertools.pairwise(integers))
+    if not integers or len(integers) < len(ks) or not increasing:
         raise ValueError(
             f"{name} must be a non-empty, strictly increasing sequence of integers "
             f"from 1 to {largest}, got {ks!r}"
         )
-    return list(ks)
+    return integers
 
 
 def spread_budgets(budgets: Sequence[int], at_most: int = 8) -> list[int]:
@@ -87,5 +104,8 @@ def spread_budgets(budgets: Sequence[int], at_most: int = 8) -> list[int]:
     return sorted({min(budgets, key=lambda j: abs(j - point)) for point in grid})
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _at_least_1(name: str, value: object) -> int:
+    integer = as_integer(value)
+    if integer is None or integer < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return integer

@@ -7,11 +7,13 @@ from typing import Any, Literal, get_args
 from sae_lens import SAE
 from torch import Tensor
 
-from sae_lens_hierarchical.saes.thresholds import unknown_thresholds
+from sae_lens_hierarchical.ops.budgets import as_integer
+from sae_lens_hierarchical.saes.thresholds import decode_thresholds, unknown_thresholds
 
 __all__ = [
     "Activation",
     "check_activation",
+    "check_flags",
     "check_k",
     "check_size",
     "check_state_dict",
@@ -30,38 +32,62 @@ def check_activation(name: str, activation: str) -> None:
         raise ValueError(f"{name} must be one of {known}, got {activation!r}")
 
 
-def check_size(name: str, size: object) -> None:
-    """Raise a ValueError unless ``size`` is an integer that a tensor could have."""
-    if not isinstance(size, int) or isinstance(size, bool):
+def check_flags(config: object, *names: str) -> None:
+    """Raise a ValueError unless the named fields are True or False."""
+    for name in names:
+        if not isinstance(flag := getattr(config, name), bool):
+            raise ValueError(f"{name} must be True or False, got {flag!r}")
+
+
+def check_size(name: str, size: object) -> int:
+    """Return ``size`` as an int; a ValueError unless a tensor could have that size."""
+    integer = as_integer(size)
+    if integer is None:
         raise ValueError(f"{name} must be an integer, got {size!r}")
-    if not 1 <= size <= LARGEST_SIZE:
+    if not 1 <= integer <= LARGEST_SIZE:
         raise ValueError(f"{name} must be from 1 to {LARGEST_SIZE}, got {size}")
+    return integer
 
 
-def check_k(name: str, k: object, d_sae: int) -> None:
-    """Raise a ValueError unless ``k`` is an integer from 1 to ``d_sae``."""
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= d_sae:
+def check_k(name: str, k: object, d_sae: int) -> int:
+    """Return ``k`` as an int; a ValueError unless it is an integer from 1 to d_sae."""
+    integer = as_integer(k)
+    if integer is None or not 1 <= integer <= d_sae:
         raise ValueError(
             f"{name} must be an integer from 1 to d_sae={d_sae}, got {k!r}"
         )
+    return integer
 
 
 def check_state_dict(sae: SAE[Any], state_dict: dict[str, Tensor]) -> None:
-    """Check a checkpoint's tensors; add an empty table of thresholds where it has none.
+    """Check a checkpoint's tensors, and bring its thresholds into the buffer's form.
+
+    Where it has no table of thresholds it gets an empty one.
 
     Raises:
-        ValueError: If a tensor that ``sae`` needs is missing or misshapen.
+        ValueError: If a tensor that ``sae`` needs is missing or misshapen, is not
+            floating point, or holds NaN or infinity.
     """
     for name, tensor in sae.state_dict().items():
         expected = list(tensor.shape)
-        if name == "thresholds" and name not in state_dict:
+        if name == "thresholds":
             # They come last, so the sizes have been checked: they may take memory.
-            state_dict[name] = unknown_thresholds(len(tensor))
+            table = state_dict.get(name, unknown_thresholds(len(tensor)))
+            state_dict[name] = decode_thresholds(table)
         if name not in state_dict:
             raise ValueError(f"the checkpoint has no tensor {name} {expected}")
-        if (actual := list(state_dict[name].shape)) != expected:
+        found = state_dict[name]
+        if (actual := list(found.shape)) != expected:
             raise ValueError(
                 f"the checkpoint's {name} is {actual}, but its cfg.json "
                 f"(d_in={sae.cfg.d_in}, d_sae={sae.cfg.d_sae}, k_max={sae.cfg.k_max}) "
                 f"asks for {expected}"
             )
+        if not found.is_floating_point():
+            raise ValueError(
+                f"the checkpoint's {name} must be floating point, got {found.dtype}"
+            )
+        # NaN in the thresholds means that they are unknown.
+        finite = ~found.isinf() if name == "thresholds" else found.isfinite()
+        if not finite.all():
+            raise ValueError(f"the checkpoint's {name} holds NaN or infinity")

@@ -1,33 +1,69 @@
-"""What ``normalize_activations`` does to an output, as a scale and a zero."""
+"""What ``normalize_activations`` does to each token, without keeping state.
+
+SAELens keeps the statistics of the last input in the SAE. A function of the input that
+returns them lets many calls run at once, and no copy of an SAE use another's.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-from sae_lens import SAE
+import torch
 from torch import Tensor
 
-__all__ = ["output_map"]
+__all__ = ["OutputMap", "normalize"]
+
+_LAYER_NORM_EPSILON = 1e-5  # SAELens's
 
 
-def output_map(sae: SAE[Any], like: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Return (scale, zero) with x̂ = scale · Σ l_i e_i + zero for the last input.
+class OutputMap(NamedTuple):
+    """What turns a reconstruction of normalized activations into one of the input.
 
-    Call it once after ``sae.process_sae_in``, which takes the input's statistics;
-    SAELens forgets them at the first output.
+    Attributes:
+        scale: [..., 1], or None where it is 1.
+        shift: [..., 1], or None where it is 0.
+    """
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def __call__(self, reconstruction: Tensor) -> Tensor:
+        """Return ``reconstruction`` · scale + shift, [..., d_in]."""
+        if self.scale is not None:
+            reconstruction = reconstruction * self.scale
+        return reconstruction if self.shift is None else reconstruction + self.shift
+
+    def detach(self) -> OutputMap:
+        """Return the same map, through which no gradients flow."""
+        return OutputMap(*(None if part is None else part.detach() for part in self))
+
+
+def normalize(x: Tensor, normalize_activations: str) -> tuple[Tensor, OutputMap]:
+    """Normalize activations as SAELens does at run time.
+
+    A token of zeros, which has no direction, stays one under
+    ``"constant_norm_rescale"``, and so does its reconstruction: SAELens divides by its
+    norm and gets NaN.
 
     Args:
-        sae: Any SAE of SAELens.
-        like: What ``process_sae_in`` gave, [..., d_in].
+        x: Activations, [..., d_in].
+        normalize_activations: The field of the SAE's config. All but
+            ``"constant_norm_rescale"`` and ``"layer_norm"`` leave ``x`` as it is: they
+            are folded into the weights.
 
     Returns:
-        ``scale``, [..., 1], or None where it is 1; ``zero``, the output without any
-        feature, [d_in] where it is ``b_dec`` and otherwise [..., d_in].
+        The normalized activations, [..., d_in], and the way back.
     """
-    if sae.cfg.normalize_activations == "constant_norm_rescale":
-        scale = 1 / sae.x_norm_coeff  # type: ignore[operator]
-    elif sae.cfg.normalize_activations == "layer_norm":
-        scale = sae.ln_std
-    else:
-        return None, sae.b_dec
-    return scale, sae.run_time_activation_norm_fn_out(sae.b_dec.expand_as(like))  # type: ignore[return-value]
+    if normalize_activations == "constant_norm_rescale":
+        norm, wanted = x.norm(dim=-1, keepdim=True), x.shape[-1] ** 0.5
+        return x * (wanted / norm.where(norm > 0, 1)), OutputMap(norm / wanted)
+    if normalize_activations == "layer_norm":
+        mean = x.mean(dim=-1, keepdim=True)
+        centred = x - mean
+        std = (
+            centred.std(dim=-1, keepdim=True)
+            if x.shape[-1] > 1
+            else torch.zeros_like(mean)  # where torch has NaN
+        )
+        return centred / (std + _LAYER_NORM_EPSILON), OutputMap(std, mean)
+    return x, OutputMap()

@@ -10,7 +10,8 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
-from sae_lens_hierarchical.saes.normalization import output_map
+from sae_lens_hierarchical.ops import stable_topk
+from sae_lens_hierarchical.saes.normalization import OutputMap
 
 __all__ = ["AdaptiveActs", "RankedActs", "decode_prefixes", "rank"]
 
@@ -20,7 +21,7 @@ class RankedActs(NamedTuple):
 
     Attributes:
         values: Activations after ReLU, [..., k]; zeros stand last.
-        indices: Their features, [..., k], int64.
+        indices: Their features, [..., k], int64; of equal ones the lower comes first.
     """
 
     values: Tensor
@@ -46,25 +47,25 @@ class AdaptiveActs(NamedTuple):
     fvu: Tensor
 
 
-def rank(hidden_pre: Tensor, k: int, k_max: int) -> RankedActs:
+def rank(hidden_pre: Tensor, k: int) -> RankedActs:
     """Return the ``k`` largest entries along the last dimension, after ReLU.
 
-    Entries are ranked for ``k_max``, whatever k, so that a smaller k keeps just the
-    first of what a larger one keeps, even where entries tie.
+    A smaller k keeps just the first of what a larger one keeps, even among ties.
     """
-    values, indices = torch.topk(hidden_pre, max(k, k_max), dim=-1)
-    return RankedActs(values[..., :k].relu(), indices[..., :k])
+    values, indices = stable_topk(hidden_pre, k)
+    return RankedActs(values.relu(), indices)
 
 
 def decode_prefixes(
-    sae: SAE[Any], ranked: RankedActs, ks: Sequence[int]
+    sae: SAE[Any], ranked: RankedActs, ks: Sequence[int], output_map: OutputMap
 ) -> Iterator[Tensor]:
     """Yield the output of the first k features of each token, [..., d_in], for each k.
 
     Args:
-        sae: Any SAE of SAELens with a linear decoder; it has just encoded ``ranked``.
+        sae: Any SAE of SAELens with a linear decoder.
         ranked: [..., k].
         ks: Strictly increasing, up to the k of ``ranked``.
+        output_map: That of the input which was encoded to ``ranked``.
     """
     values, indices = ranked
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
@@ -72,11 +73,9 @@ def decode_prefixes(
     # In bfloat16 a sum of many terms would lose the small ones.
     exact = torch.promote_types(values.dtype, torch.float32)
     total = values.new_zeros(*values.shape[:-1], sae.cfg.d_in, dtype=exact)
-    scale, zero = output_map(sae, total.to(values.dtype))
     for before, k in pairwise([0, *ks]):
         for i in range(before, k):
             row = sae.W_dec[indices[..., i]].to(exact)
             total = total.addcmul(row, values[..., i, None].to(exact))
-        output = total + zero if scale is None else total * scale + zero
-        output = output.to(values.dtype)
-        yield sae.reshape_fn_out(sae.hook_sae_recons(output), sae.d_head)
+        reconstruction = sae.hook_sae_recons((total + sae.b_dec).to(values.dtype))
+        yield sae.reshape_fn_out(output_map(reconstruction), sae.d_head)

@@ -14,20 +14,26 @@ from torch import Tensor
 from typing_extensions import Self, override
 
 from sae_lens_hierarchical.ops.budgets import check_ks
-from sae_lens_hierarchical.saes.base import SAEWithThresholds
+from sae_lens_hierarchical.saes.base import HierarchicalBase, has_hooks
 from sae_lens_hierarchical.saes.checks import (
     Activation,
     check_activation,
+    check_flags,
     check_k,
     check_size,
 )
+from sae_lens_hierarchical.saes.normalization import OutputMap
 from sae_lens_hierarchical.saes.ranked import (
     AdaptiveActs,
     RankedActs,
     decode_prefixes,
     rank,
 )
-from sae_lens_hierarchical.saes.thresholds import unknown_thresholds
+from sae_lens_hierarchical.saes.thresholds import (
+    above_threshold,
+    check_threshold_k,
+    unknown_thresholds,
+)
 
 __all__ = ["HierarchicalTopKSAE", "HierarchicalTopKSAEConfig"]
 
@@ -62,16 +68,18 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("d_in", self.d_in)
-        check_size("d_sae", self.d_sae)
-        check_k("k_max", self.k_max, self.d_sae)
-        if self.k is None:
-            self.k = self.k_max
-        check_k("k", self.k, self.d_sae)
+        check_flags(self, "apply_b_dec_to_input", "rescale_acts_by_decoder_norm")
+        self.d_in = check_size("d_in", self.d_in)
+        self.d_sae = check_size("d_sae", self.d_sae)
+        self.k_max = check_k("k_max", self.k_max, self.d_sae)
+        k = self.k_max if self.k is None else self.k
+        self.k = check_k("k", k, self.d_sae)
         check_activation("activation", self.activation)
+        if self.activation == "jumprelu":
+            check_threshold_k(self.k, self.k_max)
 
 
-class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
+class HierarchicalTopKSAE(HierarchicalBase, TopKSAE):
     """A TopK SAE whose k can be set at any time.
 
     ``sae.k = 32`` sets it, ``with sae.at_k(32): ...`` sets it for a while. ``encode``
@@ -95,7 +103,7 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
 
     @k.setter
     def k(self, k: int) -> None:
-        check_k("k", k, self.cfg.d_sae)
+        k = check_k("k", k, self.cfg.d_sae)
         if self.activation == "jumprelu":
             self.threshold(k)
         self.cfg.k = k
@@ -125,11 +133,8 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
         Raises:
             ValueError: If ``k`` is no integer from 1 to ``k_max``, or θ(k) is unknown.
         """
-        check_k("k", k, self.cfg.d_sae)
-        if k > self.k_max:
-            raise ValueError(
-                f"jumprelu has thresholds for k from 1 to k_max={self.k_max}, got {k}"
-            )
+        k = check_k("k", k, self.cfg.d_sae)
+        check_threshold_k(k, self.k_max)
         if math.isnan(theta := self.thresholds[k - 1].item()):
             raise ValueError(
                 "this SAE has no thresholds for jumprelu: set them with "
@@ -140,6 +145,10 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
     @contextmanager
     def at_k(self, k: int) -> Iterator[Self]:
         """Use ``k`` active features within a ``with`` block.
+
+        Like setting ``k``, this holds for everyone who uses this SAE meanwhile, other
+        threads too. ``encode_ranked(x, k)``, ``reconstruct(x, ks)`` and
+        ``encode_adaptive`` leave the SAE's ``k`` alone.
 
         Raises:
             ValueError: If ``k`` does not fit, as in setting ``k``.
@@ -167,35 +176,62 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
     def hidden_pre(self, x: Tensor) -> Tensor:
         """Return what features are ranked by, before ReLU, [..., d_sae].
 
+        As after ``encode``, ``decode`` then gives outputs in the units of ``x``.
+
         Args:
             x: Activations, [..., d_in].
         """
-        sae_in = self.process_sae_in(x)
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
-        if self.cfg.rescale_acts_by_decoder_norm:
-            hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
+        hidden_pre, self._output_map = self._hidden_pre(x)
         return hidden_pre
 
-    def encode_ranked(self, x: Tensor) -> RankedActs:
-        """Encode to the ``k`` largest features alone, without the zeros of the others.
+    def rank_features(self, x: Tensor, k: int) -> tuple[RankedActs, OutputMap]:
+        """Encode to the ``k`` largest features, whatever the SAE's k and activation.
+
+        The SAE stays as it is.
 
         Args:
             x: Activations, [..., d_in].
+            k: From 1 to ``d_sae``.
+
+        Returns:
+            The features, [..., k], and what turns their reconstruction into one of
+            ``x``.
 
         Raises:
-            ValueError: If ``activation`` is ``"jumprelu"``, which sets no number.
+            ValueError: If ``k`` does not fit, or hooks are attached to
+                ``hook_sae_acts_post``, which only ``encode`` calls.
         """
-        if self.activation == "jumprelu":
-            raise ValueError("the compact form needs activation='topk'")
-        return rank(self.hidden_pre(x), self.k, self.k_max)
+        k = check_k("k", k, self.cfg.d_sae)
+        if has_hooks(self.hook_sae_acts_post):
+            raise ValueError(
+                "hooks on hook_sae_acts_post change activations of all features, which "
+                "the compact form does not have: remove them, or use encode and decode"
+            )
+        hidden_pre, output_map = self._hidden_pre(x)
+        return rank(hidden_pre, k), output_map
+
+    def encode_ranked(self, x: Tensor, k: int | None = None) -> RankedActs:
+        """Encode to the largest features alone, without the zeros of the others.
+
+        Args:
+            x: Activations, [..., d_in].
+            k: How many, from 1 to ``d_sae``; default the SAE's ``k``.
+
+        Raises:
+            ValueError: If ``activation`` is ``"jumprelu"``, which sets no number; or as
+                ``rank_features`` does.
+        """
+        self._check_topk()
+        ranked, self._output_map = self.rank_features(x, self.k if k is None else k)
+        return ranked
 
     def decode_ranked(
         self, ranked: RankedActs, ks: Sequence[int] | None = None
     ) -> Tensor:
         """Decode activations in compact form.
 
-        Where ``normalize_activations`` is by token, ``ranked`` must be what was encoded
-        last: SAELens's SAEs keep the statistics of their last input.
+        Where ``normalize_activations`` is by token, ``ranked`` must be what this SAE
+        encoded last: as SAELens's do, it keeps the statistics of its last input.
 
         Args:
             ranked: From ``encode_ranked``, [..., k].
@@ -207,10 +243,11 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
 
         Raises:
             ValueError: If ``ks`` does not fit.
+            RuntimeError: If nothing was encoded that ``normalize_activations`` needs.
         """
         k = ranked.values.shape[-1]
         wanted = [k] if ks is None else check_ks("ks", ks, k)
-        outputs = list(decode_prefixes(self, ranked, wanted))
+        outputs = list(decode_prefixes(self, ranked, wanted, self.last_output_map()))
         return outputs[0] if ks is None else torch.stack(outputs)
 
     def reconstruct(self, x: Tensor, ks: Sequence[int]) -> Tensor:
@@ -222,14 +259,15 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
 
         Returns:
             x̂_k for each k of ``ks``, [len(ks), ..., d_in]: equal to the output of the
-            SAE at that k.
+            SAE at that k, up to rounding.
 
         Raises:
-            ValueError: If ``ks`` or ``activation`` does not fit.
+            ValueError: If ``ks`` does not fit, or as ``encode_ranked`` does.
         """
-        check_ks("ks", ks, self.cfg.d_sae)
-        with self.at_k(ks[-1]):
-            return self.decode_ranked(self.encode_ranked(x), ks)
+        self._check_topk()
+        ks = check_ks("ks", ks, self.cfg.d_sae)
+        ranked, output_map = self.rank_features(x, ks[-1])
+        return torch.stack(list(decode_prefixes(self, ranked, ks, output_map)))
 
     @torch.no_grad()
     def encode_adaptive(self, x: Tensor, max_fvu: float) -> AdaptiveActs:
@@ -248,20 +286,22 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
             The features, each token's k, and the fraction that it leaves unexplained.
 
         Raises:
-            ValueError: If ``max_fvu`` does not fit, or ``x`` is empty or not finite.
+            ValueError: If ``max_fvu`` does not fit, ``x`` is empty or not finite, or as
+                ``encode_ranked`` does.
         """
+        self._check_topk()
         if not 0 <= max_fvu <= 1:
             raise ValueError(f"max_fvu must lie between 0 and 1, got {max_fvu!r}")
         if x.numel() == 0 or not x.isfinite().all():
             raise ValueError("x must hold at least one token and be finite")
-        with self.at_k(self.k_max):
-            ranked = self.encode_ranked(x)
+        ranked, output_map = self.rank_features(x, self.k_max)
         token_dims = (-2, -1) if self.hook_z_reshaping_mode else (-1,)
         variance = x.float().var(dim=token_dims, correction=0)
         k = torch.full(ranked.values.shape[:-1], self.k_max, device=x.device)
         fvu = torch.full_like(variance, torch.inf)
         ks = range(1, self.k_max + 1)
-        for k_here, output in zip(ks, decode_prefixes(self, ranked, ks), strict=True):
+        outputs = decode_prefixes(self, ranked, ks, output_map)
+        for k_here, output in zip(ks, outputs, strict=True):
             unexplained = (output - x).float().var(dim=token_dims, correction=0)
             # 0 / 0 is a token without variance that is met exactly.
             fvu_here = torch.where(unexplained == 0, 0.0, unexplained / variance)
@@ -273,11 +313,24 @@ class HierarchicalTopKSAE(SAEWithThresholds, TopKSAE):
             RankedActs(ranked.values * used, ranked.indices), k=k, fvu=fvu
         )
 
-    def _activate(self, hidden_pre: Tensor) -> Tensor:
+    def _hidden_pre(self, x: Tensor) -> tuple[Tensor, OutputMap]:
+        encoder_in, output_map = self.encoder_input(x)
+        hidden_pre = self.hook_sae_acts_pre(encoder_in @ self.W_enc + self.b_enc)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
+        return hidden_pre, output_map
+
+    def _check_topk(self) -> None:
         if self.activation == "jumprelu":
-            above = hidden_pre > self.thresholds[self.k - 1]
-            return hidden_pre.relu() * above
-        return rank(hidden_pre, self.k, self.k_max).to_dense(self.cfg.d_sae)
+            raise ValueError("the compact form needs activation='topk'")
+
+    def _activate(self, hidden_pre: Tensor) -> Tensor:
+        # cfg.k may have been set past the property.
+        k = check_k("k", self.k, self.cfg.d_sae)
+        if self.activation == "jumprelu":
+            check_threshold_k(k, self.k_max)
+            return above_threshold(hidden_pre, self.thresholds[k - 1 : k])
+        return rank(hidden_pre, k).to_dense(hidden_pre.shape[-1])
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,9 @@
 """JumpReLU thresholds θ(k): on average k features of a token lie above (paper B.5).
 
 A table of them, for k = 1 to K, is a buffer of the SAE: [K], float32, NaN where
-unknown, in the units of the activations that ``encode`` gives.
+unknown, in the units of the activations that ``encode`` gives. In a checkpoint it is
+those floats' bytes, uint8 [K, 4]: SAELens converts all tensors that it loads to the
+SAE's dtype, and float16 and bfloat16 hold every byte, but would round the floats.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
     from sae_lens_hierarchical.saes.sae import HierarchicalTopKSAE
 
 __all__ = [
+    "above_threshold",
     "calibrate_thresholds",
+    "check_threshold_k",
+    "decode_thresholds",
+    "encode_thresholds",
     "rescale_thresholds",
     "track_thresholds",
     "unknown_thresholds",
@@ -39,6 +45,41 @@ def unknown_thresholds(k_max: int, device: torch.device | str = "cpu") -> Tensor
     return torch.full((k_max,), torch.nan, dtype=torch.float32, device=device)
 
 
+def encode_thresholds(thresholds: Tensor) -> Tensor:
+    """Return a table, [K] float32, as a checkpoint has it: its bytes, [K, 4] uint8."""
+    return thresholds.contiguous().view(torch.uint8).view(-1, 4)
+
+
+def decode_thresholds(table: Tensor) -> Tensor:
+    """Return a checkpoint's table, [K] float32: of bytes, or of floats in older ones.
+
+    Args:
+        table: [K, 4] of any dtype that holds a byte, or [K].
+    """
+    if table.ndim == 2 and table.shape[1] == 4:
+        return table.to(torch.uint8).contiguous().view(torch.float32).view(-1)
+    return table.float()
+
+
+def check_threshold_k(k: int, k_max: int) -> None:
+    """Raise a ValueError if a table for 1 to ``k_max`` has no threshold for ``k``."""
+    if k > k_max:
+        raise ValueError(
+            f"jumprelu has thresholds for k from 1 to k_max={k_max}, got {k}"
+        )
+
+
+def above_threshold(hidden_pre: Tensor, threshold: Tensor) -> Tensor:
+    """Return the positive activations that exceed a threshold; 0 for the others.
+
+    Args:
+        hidden_pre: What features are ranked by, [..., d_sae].
+        threshold: [1], float32. With a dimension it is not rounded to the dtype of
+            ``hidden_pre``: torch compares in the larger of both.
+    """
+    return hidden_pre.relu() * (hidden_pre > threshold)
+
+
 @torch.no_grad()
 def track_thresholds(thresholds: Tensor, hidden_pre: Tensor) -> None:
     """Move a table towards that of a batch's first tokens, in place.
@@ -51,7 +92,7 @@ def track_thresholds(thresholds: Tensor, hidden_pre: Tensor) -> None:
     tokens, k_max = len(sample), len(thresholds)
     largest = sample.flatten().topk(k_max * tokens).values.relu()
     # Of the k·n largest of all n tokens' activations, the last.
-    current = largest[tokens - 1 :: tokens].to(thresholds.dtype)
+    current = largest[tokens - 1 :: tokens].float()
     moved = torch.lerp(thresholds, current, _TRACKING_RATE)
     thresholds.copy_(torch.where(thresholds.isnan(), current, moved))
 
@@ -76,7 +117,8 @@ def calibrate_thresholds(
     is read from a histogram whose size, 64 MiB, does not grow with the tokens, and
     whose bins are 2⁻¹⁵ of a value wide: exact for bfloat16 activations, and to that
     width for float32. Where tokens have fewer than k positive features on average it
-    is 0.
+    is 0. An SAE in half precision computes other activations than the same one in
+    float32: calibrate it in the dtype that it will be used in.
 
     Args:
         sae: The SAE; its ``thresholds`` are set.

@@ -20,16 +20,19 @@ from sae_lens_hierarchical.ops import (
     spread_budgets,
 )
 from sae_lens_hierarchical.ops.budgets import resolve_budgets
-from sae_lens_hierarchical.saes.base import SAEWithThresholds
-from sae_lens_hierarchical.saes.checks import check_k
-from sae_lens_hierarchical.saes.normalization import output_map
-from sae_lens_hierarchical.saes.ranked import RankedActs, rank
+from sae_lens_hierarchical.saes.base import HierarchicalBase, has_hooks
+from sae_lens_hierarchical.saes.checks import check_flags, check_k, check_size
+from sae_lens_hierarchical.saes.normalization import OutputMap
+from sae_lens_hierarchical.saes.ranked import RankedActs, decode_prefixes, rank
 from sae_lens_hierarchical.saes.sae import ARCHITECTURE
 from sae_lens_hierarchical.saes.thresholds import (
     track_thresholds,
     unknown_thresholds,
 )
-from sae_lens_hierarchical.saes.unit_norm import keep_unit_norm_decoder
+from sae_lens_hierarchical.saes.unit_norm import (
+    keep_unit_norm_decoder,
+    normalize_decoder,
+)
 
 __all__ = ["HierarchicalTopKTrainingSAE", "HierarchicalTopKTrainingSAEConfig"]
 
@@ -73,9 +76,21 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
 
     @override
     def __post_init__(self) -> None:
-        check_k("k", self.k, self.d_sae)
+        check_flags(
+            self,
+            "apply_b_dec_to_input",
+            "rescale_acts_by_decoder_norm",
+            "unit_norm_decoder",
+            "use_sparse_activations",
+        )
+        self.d_in = check_size("d_in", self.d_in)
+        self.d_sae = check_size("d_sae", self.d_sae)
+        self.k = check_k("k", self.k, self.d_sae)
         check_backend(self.backend)
-        self.resolve_budgets()
+        budgets, _ = self.resolve_budgets()
+        self.loss_every = int(self.loss_every)
+        if self.budgets is not None:
+            self.budgets = budgets
         if self.unit_norm_decoder:
             self.decoder_init_norm = 1.0
         super().__post_init__()
@@ -89,6 +104,14 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     def activation(self) -> str:
         """What the trained SAE starts with, likewise."""
         return "topk"
+
+    @override
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> Any:
+        # An SAE that was saved for inference has k as it was last set.
+        if "k_max" in config_dict:
+            config_dict = {**config_dict, "k": config_dict["k_max"]}
+        return super().from_dict(config_dict)
 
     @override
     def to_dict(self) -> dict[str, Any]:
@@ -115,7 +138,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         return resolve_budgets(self.k, budgets, self.budget_weights)
 
 
-class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
+class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
     """A TopK SAE trained to reconstruct well at every budget in J.
 
     The trainer, the data and the dead-latent loss are SAELens's. The loss is the
@@ -157,24 +180,23 @@ class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
         """
         sae_in = step_input.sae_in
         _check_finite(sae_in)
-        encoder_in = self.process_sae_in(sae_in)
+        encoder_in, output_map = self.encoder_input(sae_in)
         hidden_pre = self.hook_sae_acts_pre(encoder_in @ self.W_enc + self.b_enc)
         norms = None
         # Unit rows make the rescaling an identity that costs a pass over W_dec.
         if self.cfg.rescale_acts_by_decoder_norm and not self.cfg.unit_norm_decoder:
             norms = self.W_dec.norm(dim=-1)
             hidden_pre = hidden_pre * norms
-        ranked = rank(hidden_pre, self.cfg.k, self.cfg.k)
+        ranked = rank(hidden_pre, self.cfg.k)
         values, indices = ranked
         track_thresholds(self.thresholds, hidden_pre)
         feature_acts = self.hook_sae_acts_post(self._feature_acts(ranked))
 
         decoded = values if norms is None else values * (1 / norms)[indices]
-        target = sae_in
-        scale, b_dec = output_map(self, encoder_in)
+        target, b_dec, scale = sae_in, self.b_dec, output_map.scale
         if scale is not None:  # then b_dec is another one for every token
-            target, decoded = target - b_dec, decoded * scale
-            b_dec = torch.zeros_like(self.b_dec)
+            target, decoded = target - output_map(b_dec), decoded * scale
+            b_dec = torch.zeros_like(b_dec)
         loss, per_budget, residual = hierarchical_loss_with_residual(
             target.flatten(0, -2),
             indices.flatten(0, -2),
@@ -185,7 +207,9 @@ class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
             budget_weights=self._budget_weights,
             backend=self.cfg.backend,
         )
-        sae_out = self.hook_sae_recons(sae_in + residual.view_as(sae_in))
+        sae_out = sae_in + residual.view_as(sae_in)
+        if has_hooks(self.hook_sae_recons):
+            sae_out = self._hooked_output(ranked, output_map)
 
         aux_losses = self.calculate_aux_loss(
             step_input=step_input,
@@ -218,7 +242,7 @@ class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
         """
         if dead_neuron_mask is None or (num_dead := int(dead_neuron_mask.sum())) == 0:
             return sae_out.new_tensor(0.0)
-        half_d_in = sae_in.shape[-1] // 2
+        half_d_in = max(1, sae_in.shape[-1] // 2)
         dead_acts = calculate_topk_aux_acts(
             k_aux=min(half_d_in, num_dead),
             hidden_pre=hidden_pre,
@@ -236,14 +260,27 @@ class HierarchicalTopKTrainingSAE(SAEWithThresholds, TopKTrainingSAE):
         if not self.cfg.use_sparse_activations:
             return ranked.to_dense(self.cfg.d_sae)
         values, indices = ranked
-        tokens = indices.shape[:-1].numel()
-        token = torch.arange(tokens, device=indices.device)
+        positions = torch.arange(indices.numel(), device=indices.device)
+        *batch, _ = torch.unravel_index(positions, indices.shape)
         return torch.sparse_coo_tensor(
-            torch.stack([token.repeat_interleave(self.cfg.k), indices.flatten()]),
+            torch.stack([*batch, indices.flatten()]),
             values.flatten(),
-            (tokens, self.cfg.d_sae),
+            (*indices.shape[:-1], self.cfg.d_sae),
             check_invariants=False,
         )
+
+    @torch.no_grad()
+    def _hooked_output(self, ranked: RankedActs, output_map: OutputMap) -> Tensor:
+        """Return the output with what hooks make of the reconstruction (as decode)."""
+        (output,) = decode_prefixes(self, ranked, [self.cfg.k], output_map)
+        return output
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        if self.cfg.unit_norm_decoder:
+            rescaled = self.cfg.rescale_acts_by_decoder_norm
+            normalize_decoder(state_dict, rescaled=rescaled)
 
     @torch.no_grad()
     def _budget_metrics(self, sae_in: Tensor, per_budget: Tensor) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from sae_lens import TrainingSAE
+from sae_lens import TrainingSAE, logger
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
@@ -19,7 +19,10 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-__all__ = ["keep_unit_norm_decoder"]
+__all__ = ["keep_unit_norm_decoder", "normalize_decoder", "row_norms"]
+
+# As far from 1 as rows of bfloat16 can be after a division by their norm.
+_UNIT_NORM_ATOL = 2**-7
 
 _SAES: WeakSet[TrainingSAE[Any]] = WeakSet()
 
@@ -32,6 +35,43 @@ def keep_unit_norm_decoder(sae: TrainingSAE[Any]) -> None:
     """
     _register_hooks()
     _SAES.add(sae)
+
+
+def row_norms(W_dec: Tensor) -> Tensor:
+    """Return what to divide the rows of a decoder by, [d_sae, 1]: 1 for rows of 0."""
+    norms = W_dec.norm(dim=-1, keepdim=True)
+    return norms.where(norms > 0, 1)
+
+
+def normalize_decoder(state_dict: dict[str, Tensor], *, rescaled: bool) -> None:
+    """Bring decoder rows to norm 1 where they are not, and keep what the SAE computes.
+
+    Activations take over the norms, as in SAELens's ``fold_W_dec_norm``.
+
+    Args:
+        state_dict: With ``W_enc``, ``b_enc``, ``W_dec`` and ``thresholds``; gets others
+            in their place.
+        rescaled: Whether the SAE ranks activations as if the rows had norm 1. If not,
+            rows of different norms are ranked otherwise than before, which is warned
+            of; thresholds are then unknown.
+    """
+    norms = row_norms(state_dict["W_dec"])
+    if torch.allclose(norms, torch.ones_like(norms), rtol=0, atol=_UNIT_NORM_ATOL):
+        return  # but for rounding, and a resumed run must not be rounded again
+    state_dict["W_dec"] = state_dict["W_dec"] / norms
+    state_dict["W_enc"] = state_dict["W_enc"] * norms.T
+    state_dict["b_enc"] = state_dict["b_enc"] * norms.squeeze(-1)
+    if rescaled:
+        return
+    largest = float(norms.max())
+    if largest - float(norms.min()) > _UNIT_NORM_ATOL * largest:
+        logger.warning(
+            "unit_norm_decoder: the decoder's rows had different norms, and features "
+            "were ranked without them; the largest features are other ones now"
+        )
+        state_dict["thresholds"] = torch.full_like(state_dict["thresholds"], torch.nan)
+    else:
+        state_dict["thresholds"] = state_dict["thresholds"] * largest
 
 
 @functools.cache
@@ -51,7 +91,7 @@ def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     for W_dec in _decoders(optimizer):
-        W_dec.div_(W_dec.norm(dim=-1, keepdim=True))
+        W_dec.div_(row_norms(W_dec))
 
 
 def _decoders(optimizer: Optimizer) -> list[Tensor]:

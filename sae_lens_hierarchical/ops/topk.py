@@ -1,0 +1,68 @@
+"""The k largest entries in an order that nothing but the entries decides.
+
+``torch.topk`` takes any of the entries that tie, and others for another k. In bfloat16,
+where activations often tie, features would then come and go with the k asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["stable_topk"]
+
+# How many entries are looked through at once, which bounds the memory that ties take.
+_ENTRIES_AT_ONCE = 1 << 24
+
+
+def stable_topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` largest entries along the last dimension, largest first.
+
+    Of entries that tie, the one with the lower index comes first. So the first entries
+    for one k are those for any smaller k, in every batch and on every device.
+
+    Args:
+        x: [..., n], floating point; NaN is larger than everything.
+        k: From 1 to n.
+
+    Returns:
+        The entries, [..., k], through which gradients flow, and their indices,
+        [..., k], int64.
+    """
+    indices = _stable_topk_indices(x.detach(), k)
+    return x.gather(-1, indices), indices
+
+
+@torch.library.custom_op("sae_lens_hierarchical::stable_topk_indices", mutates_args=())
+def _stable_topk_indices(x: Tensor, k: int) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    largest, indices = rows.topk(min(k + 1, rows.shape[1]), dim=-1)
+    indices = indices[:, :k].sort(dim=-1).values
+    if largest.shape[1] > k:
+        # Where the next entry ties with the last one taken, topk had a choice.
+        tied = (largest[:, k] == largest[:, k - 1]).nonzero().squeeze(-1)
+        for part in tied.split(max(1, _ENTRIES_AT_ONCE // rows.shape[1])):
+            indices[part] = _lowest_indices(rows[part], largest[part, k - 1 : k], k)
+    # The indices ascend, so a stable sort leaves the lower one of a tie in front.
+    order = rows.gather(-1, indices).sort(dim=-1, descending=True, stable=True).indices
+    return indices.gather(-1, order).view(*x.shape[:-1], k)
+
+
+@_stable_topk_indices.register_fake
+def _(x: Tensor, k: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], k), dtype=torch.int64)
+
+
+def _lowest_indices(rows: Tensor, smallest: Tensor, k: int) -> Tensor:
+    """Return, ascending, the indices of the ``k`` largest entries of each row.
+
+    Args:
+        rows: [m, n].
+        smallest: The smallest entry taken from each row, [m, 1].
+        k: How many to take.
+    """
+    above = ~(rows <= smallest)  # NaN too
+    equal = rows == smallest
+    room = k - above.sum(dim=-1, keepdim=True)
+    taken = above | (equal & (equal.cumsum(dim=-1) <= room))
+    return taken.nonzero()[:, 1].view(-1, k)
