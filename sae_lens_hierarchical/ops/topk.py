@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["stable_topk"]
 
 # How many entries are looked through at once, which bounds the memory that ties take.
-_ENTRIES_AT_ONCE = 1 << 24
+_ENTRIES_AT_ONCE = 1 << 22
 
 
 def stable_topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,14 @@ def _lowest_indices(rows: Tensor, smallest: Tensor, k: int) -> Tensor:
         smallest: The smallest entry taken from each row, [m, 1].
         k: How many to take.
     """
-    above = ~(rows <= smallest)  # NaN too
-    equal = rows == smallest
-    room = k - above.sum(dim=-1, keepdim=True)
-    taken = above | (equal & (equal.cumsum(dim=-1) <= room))
-    return taken.nonzero()[:, 1].view(-1, k)
+    # NaN is not smaller than anything, so it is taken.
+    row, index = (~(rows < smallest)).nonzero(as_tuple=True)
+    equal = rows[row, index] == smallest[row, 0]
+    # How many entries of a row that equal the smallest one come up to each.
+    so_far = equal.cumsum(dim=0)
+    per_row = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device)
+    per_row[1:].index_add_(0, row, equal.long())
+    before_row = per_row.cumsum(dim=0)
+    room = k - torch.zeros_like(per_row).index_add_(0, row, (~equal).long())
+    taken = ~equal | (so_far - before_row[row] <= room[row])
+    return index[taken].view(-1, k)

@@ -21,7 +21,9 @@ def sorted_whole(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows=st.integers(0, 5),
     n=st.integers(1, 40),
     distinct=st.integers(1, 30),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    dtype=st.sampled_from(
+        [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+    ),
     data=st.data(),
 )
 def test_it_is_the_start_of_a_stable_sort(
@@ -35,7 +37,7 @@ def test_it_is_the_start_of_a_stable_sort(
     k = data.draw(st.integers(1, n))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(-distinct, distinct, (rows, 2, n), generator=generator)
-    x = (x / 7).to(dtype)
+    x = (x / 7 * torch.where(x % 2 == 0, -1, 1)).to(dtype)  # -0 is among them
 
     values, indices = stable_topk(x, k)
 
@@ -44,15 +46,30 @@ def test_it_is_the_start_of_a_stable_sort(
     assert torch.equal(indices, expected[1])
 
 
-def test_ties_are_looked_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_are_looked_through_in_parts(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     monkeypatch.setattr(topk, "_ENTRIES_AT_ONCE", 100)
-    x = torch.randint(0, 3, (50, 30)).bfloat16()
+    x = torch.randint(0, 3, (50, 30)).to(dtype)
 
     assert torch.equal(stable_topk(x, 7)[1], sorted_whole(x, 7)[1])
 
 
-def test_infinities_have_their_places() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_features_than_16_bits_can_number(dtype: torch.dtype) -> None:
+    x = torch.randint(-9, 9, (2, 70_001)).to(dtype)
+
+    assert torch.equal(stable_topk(x, 500)[1], sorted_whole(x, 500)[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_infinities_have_their_places(dtype: torch.dtype) -> None:
     x = torch.tensor([[0.0, torch.inf, -torch.inf, torch.inf, 1.0, -torch.inf]])
+    x = x.to(dtype)
 
     for k in range(1, 7):
         assert torch.equal(stable_topk(x, k)[1], sorted_whole(x, k)[1])
