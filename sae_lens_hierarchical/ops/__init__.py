@@ -1,6 +1,7 @@
 """The loss and the top-k: tensors in, tensors out. Nothing here knows of SAELens."""
 
 from sae_lens_hierarchical.ops.budgets import loss_budgets, spread_budgets
+from sae_lens_hierarchical.ops.encode_topk import encode_topk
 from sae_lens_hierarchical.ops.loss import (
     BACKENDS,
     Backend,
@@ -14,6 +15,7 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "check_backend",
+    "encode_topk",
     "hierarchical_loss",
     "hierarchical_loss_with_residual",
     "loss_budgets",
