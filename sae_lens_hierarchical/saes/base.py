@@ -52,9 +52,13 @@ class HierarchicalBase(SAE[Any]):
             What is multiplied with ``W_enc``, [..., d_in], and what turns
             reconstructions of it into those of ``x``.
         """
-        sae_in = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
-        normalized, output_map = normalize(sae_in, self.cfg.normalize_activations)
+        normalized, output_map = self.normalize_input(x)
         return normalized - self.b_dec * self.cfg.apply_b_dec_to_input, output_map
+
+    def normalize_input(self, x: Tensor) -> tuple[Tensor, OutputMap]:
+        """Return activations as normalized, [..., d_in], and the way back."""
+        sae_in = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
+        return normalize(sae_in, self.cfg.normalize_activations)
 
     @override
     def process_sae_in(self, sae_in: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ _DROPPED_BITS = 8
 _BINS = 1 << (31 - _DROPPED_BITS)
 
 # Few tokens, so that tracking costs nothing that shows, and many steps.
-_TRACKED_TOKENS = 32
+TRACKED_TOKENS = 32
 _TRACKING_RATE = 0.01
 
 
@@ -86,11 +86,11 @@ def track_thresholds(thresholds: Tensor, hidden_pre: Tensor) -> None:
 
     Args:
         thresholds: The table, [K].
-        hidden_pre: What a training step ranks features by, [..., d_sae].
+        hidden_pre: What a training step ranks features by, [tokens, d_sae], of the
+            batch's first ``TRACKED_TOKENS``.
     """
-    sample = hidden_pre.detach().flatten(0, -2)[:_TRACKED_TOKENS]
-    tokens, k_max = len(sample), len(thresholds)
-    largest = sample.flatten().topk(k_max * tokens).values.relu()
+    tokens, k_max = len(hidden_pre), len(thresholds)
+    largest = hidden_pre.flatten().topk(k_max * tokens).values.relu()
     # Of the k·n largest of all n tokens' activations, the last.
     current = largest[tokens - 1 :: tokens].float()
     moved = torch.lerp(thresholds, current, _TRACKING_RATE)

@@ -8,24 +8,27 @@ from typing import Any
 import torch
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
-from sae_lens.saes.topk_sae import act_times_W_dec, calculate_topk_aux_acts
 from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_hierarchical.ops import (
     Backend,
+    auxiliary_loss,
     check_backend,
     hierarchical_loss_with_residual,
     loss_budgets,
     spread_budgets,
+    stable_topk,
 )
 from sae_lens_hierarchical.ops.budgets import resolve_budgets
+from sae_lens_hierarchical.ops.encode_topk import encode_topk_with_sample
 from sae_lens_hierarchical.saes.base import HierarchicalBase, has_hooks
 from sae_lens_hierarchical.saes.checks import check_flags, check_k, check_size
 from sae_lens_hierarchical.saes.normalization import OutputMap
-from sae_lens_hierarchical.saes.ranked import RankedActs, decode_prefixes, rank
+from sae_lens_hierarchical.saes.ranked import RankedActs, decode_prefixes
 from sae_lens_hierarchical.saes.sae import ARCHITECTURE
 from sae_lens_hierarchical.saes.thresholds import (
+    TRACKED_TOKENS,
     track_thresholds,
     unknown_thresholds,
 )
@@ -173,29 +176,27 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
             SAELens's step output. ``losses`` holds ``hierarchical_loss`` and
             ``auxiliary_reconstruction_loss``, which add up to ``loss``; ``metrics``
             holds ``mse_k{j}`` and ``explained_variance_k{j}`` for a handful of the
-            budgets j in J.
+            budgets j in J. ``hidden_pre`` is empty: only where hooks are attached to
+            ``hook_sae_acts_pre`` are all pre-activations made.
 
         Raises:
             ValueError: If ``sae_in`` holds NaN or infinity.
         """
         sae_in = step_input.sae_in
         _check_finite(sae_in)
-        encoder_in, output_map = self.encoder_input(sae_in)
-        hidden_pre = self.hook_sae_acts_pre(encoder_in @ self.W_enc + self.b_enc)
-        norms = None
+        normalized, output_map = self.normalize_input(sae_in)
+        scale = None
         # Unit rows make the rescaling an identity that costs a pass over W_dec.
         if self.cfg.rescale_acts_by_decoder_norm and not self.cfg.unit_norm_decoder:
-            norms = self.W_dec.norm(dim=-1)
-            hidden_pre = hidden_pre * norms
-        ranked = rank(hidden_pre, self.cfg.k)
-        values, indices = ranked
-        track_thresholds(self.thresholds, hidden_pre)
+            scale = self.W_dec.norm(dim=-1)
+        ranked, hidden_pre = self._rank(normalized, scale)
         feature_acts = self.hook_sae_acts_post(self._feature_acts(ranked))
 
-        decoded = values if norms is None else values * (1 / norms)[indices]
-        target, b_dec, scale = sae_in, self.b_dec, output_map.scale
-        if scale is not None:  # then b_dec is another one for every token
-            target, decoded = target - output_map(b_dec), decoded * scale
+        values, indices = ranked
+        decoded = values if scale is None else values * (1 / scale)[indices]
+        target, b_dec, output_scale = sae_in, self.b_dec, output_map.scale
+        if output_scale is not None:  # then b_dec is another one for every token
+            target, decoded = target - output_map(b_dec), decoded * output_scale
             b_dec = torch.zeros_like(b_dec)
         loss, per_budget, residual = hierarchical_loss_with_residual(
             target.flatten(0, -2),
@@ -211,49 +212,68 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         if has_hooks(self.hook_sae_recons):
             sae_out = self._hooked_output(ranked, output_map)
 
-        aux_losses = self.calculate_aux_loss(
-            step_input=step_input,
-            feature_acts=feature_acts,
-            hidden_pre=hidden_pre if scale is None else hidden_pre * scale,
-            sae_out=sae_out,
-        )
+        auxiliary = sae_out.new_tensor(0.0)
+        mask = step_input.dead_neuron_mask
+        if mask is not None and len(dead := mask.nonzero().squeeze(-1)):
+            auxiliary = self.cfg.aux_loss_coefficient * auxiliary_loss(
+                normalized.flatten(0, -2),
+                (sae_in - sae_out).flatten(0, -2),
+                self.W_enc,
+                self.b_enc,
+                self._encoder_b_dec,
+                self.W_dec,
+                dead,
+                scale=scale,
+                output_scale=None
+                if output_scale is None
+                else output_scale.flatten(0, -2),
+            )
         return TrainStepOutput(
             sae_in=sae_in,
             sae_out=sae_out,
             feature_acts=feature_acts,
             hidden_pre=hidden_pre,
-            loss=loss + aux_losses["auxiliary_reconstruction_loss"],
-            losses={"hierarchical_loss": loss, **aux_losses},
+            loss=loss + auxiliary,
+            losses={
+                "hierarchical_loss": loss,
+                "auxiliary_reconstruction_loss": auxiliary,
+            },
             metrics=self._budget_metrics(sae_in, per_budget),
         )
 
-    @override
-    def calculate_topk_aux_loss(
-        self,
-        sae_in: Tensor,
-        sae_out: Tensor,
-        hidden_pre: Tensor,
-        dead_neuron_mask: Tensor | None,
-    ) -> Tensor:
-        """SAELens's dead-latent loss, without its limit on ``normalize_activations``.
+    @property
+    def _encoder_b_dec(self) -> Tensor | None:
+        return self.b_dec if self.cfg.apply_b_dec_to_input else None
 
-        ``hidden_pre`` comes multiplied by the scale of the token's output, which puts
-        the dead latents' reconstruction into the space of the residual.
+    def _rank(
+        self, normalized: Tensor, scale: Tensor | None
+    ) -> tuple[RankedActs, Tensor]:
+        """Return the K largest features, and all pre-activations where hooks see them.
+
+        Thresholds follow the first tokens.
         """
-        if dead_neuron_mask is None or (num_dead := int(dead_neuron_mask.sum())) == 0:
-            return sae_out.new_tensor(0.0)
-        half_d_in = max(1, sae_in.shape[-1] // 2)
-        dead_acts = calculate_topk_aux_acts(
-            k_aux=min(half_d_in, num_dead),
-            hidden_pre=hidden_pre,
-            dead_neuron_mask=dead_neuron_mask,
-        )
-        reconstruction = act_times_W_dec(
-            dead_acts, self.W_dec, self.cfg.rescale_acts_by_decoder_norm
-        )
-        error = reconstruction - (sae_in - sae_out).detach()
-        scale = self.cfg.aux_loss_coefficient * min(num_dead / half_d_in, 1.0)
-        return scale * error.pow(2).sum(dim=-1).mean()
+        k, flat = self.cfg.k, normalized.flatten(0, -2)
+        hidden_pre = normalized.new_empty(0)
+        if has_hooks(self.hook_sae_acts_pre):
+            encoder_in = normalized - self.b_dec * self.cfg.apply_b_dec_to_input
+            hidden_pre = self.hook_sae_acts_pre(encoder_in @ self.W_enc + self.b_enc)
+            if scale is not None:
+                hidden_pre = hidden_pre * scale
+            values, indices = stable_topk(hidden_pre, k)
+            first = hidden_pre.detach().flatten(0, -2)[:TRACKED_TOKENS]
+        else:
+            values, indices, first = encode_topk_with_sample(
+                flat,
+                self.W_enc,
+                self.b_enc,
+                self._encoder_b_dec,
+                k,
+                TRACKED_TOKENS,
+                scale,
+            )
+        track_thresholds(self.thresholds, first)
+        shape = (*normalized.shape[:-1], k)
+        return RankedActs(values.view(shape).relu(), indices.view(shape)), hidden_pre
 
     @torch.no_grad()
     def _feature_acts(self, ranked: RankedActs) -> Tensor:
@@ -274,6 +294,17 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         """Return the output with what hooks make of the reconstruction (as decode)."""
         (output,) = decode_prefixes(self, ranked, [self.cfg.k], output_map)
         return output
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        # Stored by feature, as its gradient comes out: nothing has to be transposed.
+        self.W_enc.data = self.W_enc.data.T.contiguous().T
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
