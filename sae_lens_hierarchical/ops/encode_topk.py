@@ -201,7 +201,7 @@ def _(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 ) -> None:
-    x, W_enc, b_enc, b_dec, scale, *_ = inputs
+    x, W_enc, b_enc, b_dec, scale = inputs[:5]
     values, indices, first = output
     ctx.mark_non_differentiable(indices, first)
     ctx.save_for_backward(values, indices, x, W_enc, b_dec, scale)

@@ -6,19 +6,25 @@ With d_j = x̂_j − x and s_i = 2 Σ_{j ≥ i} w_j d_j (a suffix sum over the b
     ∂loss/∂b_dec = s_1,      ∂loss/∂x = −s_1             (each a mean over the tokens).
 
 Forward keeps one running residual d and backward walks it back while it grows one
-running suffix sum s: the extra memory is O(B·d_in), whatever K. Forward and backward
+running suffix sum s, each from budget to budget: the extra memory is O(B·d_in),
+whatever K. Forward and backward
 are opaque operators to ``torch.compile``, so a long K makes no long graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["hierarchical_loss"]
+
+# Up to so many budgets, backward keeps s at each and sums by feature what it goes into.
+_STACKED_BUDGETS = 16
 
 
 def hierarchical_loss(
@@ -49,15 +55,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _sum_dtype(target, values, W_dec, b_dec)
     residual = (b_dec.to(dtype) - target).contiguous()
-    rows = torch.empty_like(target, dtype=W_dec.dtype)
-    position = {budget - 1: n for n, budget in enumerate(budgets)}
     per_budget = torch.empty(len(budgets), dtype=dtype, device=target.device)
-    for i, (index, value) in enumerate(_columns(indices, values.to(dtype))):
-        torch.index_select(W_dec, 0, index, out=rows)
-        residual.addcmul_(rows, value)
-        if i in position:
+    for n, part in enumerate(_parts(indices, values.to(dtype), budgets)):
+        _add_rows(residual, W_dec, part)
+        if n < len(budgets):
             flat = residual.view(-1)
-            torch.dot(flat, flat, out=per_budget[position[i]])
+            torch.dot(flat, flat, out=per_budget[n])
     per_budget /= len(target)
     loss = (per_budget * per_budget.new_tensor(weights)).sum()
     return loss, per_budget, residual
@@ -95,25 +98,28 @@ def _backward(
     dtype = residual.dtype
     residual = residual.clone()
     suffix = torch.zeros_like(residual)
-    product = torch.empty_like(residual)
-    rows = torch.empty_like(residual, dtype=W_dec.dtype)
-    grad_values = torch.empty(values.T.shape, dtype=dtype, device=values.device)
+    grad_values = torch.zeros(values.shape, dtype=dtype, device=values.device)
     grad_W_dec = torch.zeros_like(W_dec, dtype=dtype)
-    weight_at = dict(zip((j - 1 for j in budgets), weights, strict=True))
-    columns = list(enumerate(_columns(indices, values.to(dtype))))
-    for i, (index, value) in reversed(columns):
-        if i in weight_at:
-            suffix.add_(residual, alpha=2 * weight_at[i] / len(residual))
-        torch.index_select(W_dec, 0, index, out=rows)
-        residual.addcmul_(rows, value, value=-1)
-        torch.mul(rows, suffix, out=product)
-        torch.sum(product, dim=-1, out=grad_values[i])
-        torch.mul(suffix, value, out=product)
-        grad_W_dec.index_add_(0, index, product)
+    parts = list(_parts(indices, values.to(dtype), budgets))
+    stacked = len(budgets) <= _STACKED_BUDGETS
+    suffixes = residual.new_empty(len(budgets) if stacked else 0, *residual.shape)
+    for n in reversed(range(len(parts))):
+        part = parts[n]
+        if n < len(budgets):
+            suffix.add_(residual, alpha=2 * weights[n] / len(residual))
+            grad_values[:, part.start : part.end] = _dot_rows(suffix, W_dec, part)
+            if stacked:
+                suffixes[n] = suffix
+            else:
+                for index, value in part.ranks():
+                    grad_W_dec.index_add_(0, index, suffix * value)
+        _add_rows(residual, W_dec, part, sign=-1)
+    if stacked:
+        grad_W_dec = _sum_by_feature(suffixes, parts, len(W_dec))
     for grad in (grad_values, grad_W_dec, suffix):
         grad.mul_(grad_loss)
     return (
-        grad_values.T.to(values.dtype).contiguous(),
+        grad_values.to(values.dtype),
         grad_W_dec.to(W_dec.dtype),
         suffix,
     )
@@ -164,7 +170,95 @@ def _sum_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def _columns(indices: Tensor, values: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    """Yield each rank's indices [B] and values [B, 1], contiguous in memory."""
-    by_rank = values.T.contiguous().unsqueeze(-1)
-    return zip(indices.T.contiguous(), by_rank, strict=True)
+class _Part(NamedTuple):
+    """The ranks after one budget, up to the next one.
+
+    Attributes:
+        start: The first rank, from 0.
+        end: The one after the last.
+        indices: [B, end - start], contiguous.
+        values: [B, end - start], contiguous.
+    """
+
+    start: int
+    end: int
+    indices: Tensor
+    values: Tensor
+
+    def ranks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each rank's indices, [B], and values, [B, 1]."""
+        return zip(self.indices.unbind(1), self.values.split(1, dim=1), strict=True)
+
+    def fits_embedding_bag(self, W_dec: Tensor) -> bool:
+        """Tell whether torch's embedding bags can take these ranks in one call."""
+        same_dtype = W_dec.dtype == self.values.dtype
+        return same_dtype and W_dec.device.type in ("cpu", "cuda")
+
+
+def _parts(indices: Tensor, values: Tensor, budgets: Sequence[int]) -> Iterator[_Part]:
+    """Yield the ranks up to each budget, and those after the last one if there are."""
+    ends = sorted({*budgets, indices.shape[1]})
+    for start, end in itertools.pairwise([0, *ends]):
+        part_indices = indices[:, start:end].long().contiguous()
+        yield _Part(start, end, part_indices, values[:, start:end].contiguous())
+
+
+def _add_rows(total: Tensor, W_dec: Tensor, part: _Part, sign: int = 1) -> None:
+    """Add sign · Σ_i l_i e_i of these ranks to ``total``, [B, d_in], in place."""
+    # For one rank a bag is slower than what it is made of.
+    if part.end - part.start > 1 and part.fits_embedding_bag(W_dec):
+        rows = F.embedding_bag(
+            part.indices, W_dec, mode="sum", per_sample_weights=part.values
+        )
+        total.add_(rows, alpha=sign)
+        return
+    for index, value in part.ranks():
+        total.addcmul_(W_dec[index], value, value=sign)
+
+
+def _dot_rows(suffix: Tensor, W_dec: Tensor, part: _Part) -> Tensor:
+    """Return <e_i, suffix> of these ranks, [B, end - start]."""
+    if not part.fits_embedding_bag(W_dec):
+        dots = [(W_dec[index] * suffix).sum(dim=-1) for index, _ in part.ranks()]
+        return torch.stack(dots, dim=1)
+    # The gradient of an embedding bag's weights is just this.
+    tokens, ranks = part.indices.shape
+    token = torch.arange(tokens, device=suffix.device)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        suffix,
+        W_dec,
+        part.indices.view(-1),
+        token * ranks,
+        token.repeat_interleave(ranks),
+        0,
+    ).view(tokens, ranks)
+
+
+def _sum_by_feature(suffixes: Tensor, parts: list[_Part], d_sae: int) -> Tensor:
+    """Return Σ l · s over the places where each feature stands, [d_sae, d_in].
+
+    Args:
+        suffixes: s at each budget, [|J|, B, d_in]; 0 after the last one.
+        parts: The ranks.
+        d_sae: How many features there are.
+    """
+    used = parts[: len(suffixes)]
+    feature = torch.cat([part.indices.flatten() for part in used])
+    value = torch.cat([part.values.flatten() for part in used])
+    rows = torch.arange(suffixes.shape[:2].numel(), device=feature.device)
+    ranks = [part.end - part.start for part in used]
+    row = torch.cat(
+        [
+            own.repeat_interleave(n)
+            for own, n in zip(rows.view(len(used), -1), ranks, strict=True)
+        ]
+    )
+    order = feature.argsort(stable=True)
+    counts = feature.bincount(minlength=d_sae)
+    return F.embedding_bag(
+        row[order],
+        suffixes.flatten(0, 1),
+        counts.cumsum(0) - counts,
+        mode="sum",
+        per_sample_weights=value[order],
+    )

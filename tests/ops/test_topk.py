@@ -46,6 +46,28 @@ def test_it_is_the_start_of_a_stable_sort(
     assert torch.equal(indices, expected[1])
 
 
+@given(
+    seed=st.integers(0, 2**20),
+    groups=st.integers(1, 12),
+    distinct=st.integers(1, 300),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
+    data=st.data(),
+)
+def test_it_is_so_where_groups_are_searched_first(
+    seed: int, groups: int, distinct: int, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    n = topk._GROUP * 2 * groups
+    k = data.draw(st.integers(1, groups))  # up to where groups are given up
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-distinct, distinct, (4, n), generator=generator).to(dtype)
+
+    values, indices = stable_topk(x, k)
+
+    expected = sorted_whole(x, k)
+    assert torch.equal(values, expected[0])
+    assert torch.equal(indices, expected[1])
+
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
