@@ -22,7 +22,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports]
+import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
 
 from sae_lens_hierarchical.ops import loss_budgets
 from sae_lens_hierarchical.ops.triton import by_feature, kernels

@@ -11,7 +11,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def fields(case: Case) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def reproducible(enabled: bool = True) -> Iterator[None]:
+def reproducible(enabled: bool = True) -> Generator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(enabled)
     try:
@@ -386,7 +386,7 @@ def test_auto_takes_sequential_and_logs_it_once_without_triton(
 ) -> None:
     monkeypatch.setattr(loss, "triton_op", None)
     monkeypatch.setattr(loss, "_no_triton", "triton is not installed")
-    loss._log_fallback.cache_clear()
+    loss._log_fallback.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
     with caplog.at_level(logging.WARNING):
         assert operators("cuda") == operators("cuda") == {"sequential_forward"}
