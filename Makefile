@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BENCH_VENV := .venv-bench
 BENCH_BIN := $(BENCH_VENV)/bin
 
-.PHONY: quickstart test bench-test check benchmark clean
+.PHONY: quickstart test bench-test check dist-check benchmark clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/sae-lens-hierarchical quickstart
@@ -22,6 +22,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+dist-check: $(VENV)/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python scripts/check_dist.py dist
 
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/loss_cpu.py
@@ -46,4 +52,4 @@ $(BENCH_VENV)/installed: pyproject.toml constraints-bench.txt constraints-common
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV)
+	rm -rf $(VENV) $(BENCH_VENV) dist

@@ -155,13 +155,20 @@ PEERS = {"flexsae": flexsae_rows, "openai": openai_rows}
 
 def rows(k: int, device: str, peers: dict[str, dict[str, Loss]]) -> dict[str, Loss]:
     """Name the implementations; without a GPU nothing is compiled."""
-    compiled, how = torch.compile, "torch.compile"
-    if device != "cuda":
-        compiled, how = (lambda function: function), "eager"
+    naive: dict[str, Loss] = {
+        "TopK": naive_topk,
+        "Hierarchical J_1": naive_hierarchical,
+    }
+    if device == "cuda":
+        naive = {
+            f"{name}, torch.compile": torch.compile(loss)
+            for name, loss in naive.items()
+        }
+    else:
+        naive = {f"{name}, eager": loss for name, loss in naive.items()}
     every_8th = loss_budgets(k, 8)
     return {
-        f"TopK, {how}": compiled(naive_topk),
-        f"Hierarchical J_1, {how}": compiled(naive_hierarchical),
+        **naive,
         **{
             f"{peer} {name}": loss
             for peer, losses in peers.items()

@@ -18,6 +18,8 @@ from sae_lens_hierarchical.training import (
     preset,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PRESETS",
     "HierarchicalTopKSAE",
@@ -27,6 +29,7 @@ __all__ = [
     "LanguageModelSAERunnerConfig",
     "LanguageModelSAETrainingRunner",
     "TrainingInterrupted",
+    "__version__",
     "calibrate_thresholds",
     "preset",
 ]

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_lens_hierarchical import __version__
+
 if TYPE_CHECKING:
     from sae_lens_hierarchical.eval.table import MetricsTable
     from sae_lens_hierarchical.saes import HierarchicalTopKSAE
@@ -21,6 +23,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sae-lens-hierarchical",
         description="Train one sparse autoencoder and use it at every sparsity budget.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {__version__}"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_lens_hierarchical.ops import reference, sequential
 from sae_lens_hierarchical.ops.budgets import resolve_budgets
+from sae_lens_hierarchical.ops.triton import why_unavailable
 
 __all__ = [
     "BACKENDS",
@@ -21,12 +22,11 @@ __all__ = [
     "hierarchical_loss_with_residual",
 ]
 
-try:
+_no_triton = why_unavailable()
+if _no_triton is None:
     from sae_lens_hierarchical.ops.triton import op as triton_op
-except ImportError as error:
-    triton_op, _no_triton = None, str(error)
 else:
-    _no_triton = ""
+    triton_op = None
 
 Backend = Literal["auto", "reference", "sequential", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)

@@ -7,6 +7,7 @@ pytest runs it where SAELens is installed.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
 else:
     import pytest
 
@@ -79,8 +80,8 @@ def assert_parity(case: dict[str, Any], **options: Any) -> None:
             torch.testing.assert_close(got.double(), wanted, rtol=0, atol=atol)
 
 
-def with_reproducible(function: Any) -> Any:
-    torch.use_deterministic_algorithms(True)
+def with_reproducible(function: Any, enabled: bool = True) -> Any:
+    torch.use_deterministic_algorithms(enabled)
     try:
         return function()
     finally:
@@ -115,17 +116,17 @@ def test_reproducible_gradients_are_bitwise_equal() -> None:
     case["indices"][:, 0] = 7
     for budgets in (loss_budgets(64), loss_budgets(64, 8), [64]):
         options: dict[str, Any] = {"budgets": budgets, "backend": "triton"}
-        first = with_reproducible(lambda o=options: run(case, **o))
+        first = with_reproducible(partial(run, case, **options))
         for _ in range(5):
-            again = with_reproducible(lambda o=options: run(case, **o))
+            again = with_reproducible(partial(run, case, **options))
             assert all(map(torch.equal, first, again))
 
 
 def test_auto_takes_triton() -> None:
     case = make_case()
 
-    auto = with_reproducible(lambda: run(case, backend="auto"))
-    triton = with_reproducible(lambda: run(case, backend="triton"))
+    auto = with_reproducible(partial(run, case, backend="auto"))
+    triton = with_reproducible(partial(run, case, backend="triton"))
 
     assert all(map(torch.equal, auto, triton))
 
@@ -137,9 +138,11 @@ def test_decoders_of_more_than_two_to_the_31_weights() -> None:
     W_dec = torch.zeros(d_sae, d_in, dtype=torch.bfloat16, device=DEVICE)
     W_dec[-64:] = case["W_dec"]
     large = case | {"indices": features, "W_dec": W_dec}
-    for mode in (lambda function: function(), with_reproducible):
-        expected = mode(lambda: run(case, backend="triton"))
-        actual = mode(lambda: run(large, backend="triton"))
+    for deterministic in (False, True):
+        expected = with_reproducible(
+            partial(run, case, backend="triton"), deterministic
+        )
+        actual = with_reproducible(partial(run, large, backend="triton"), deterministic)
 
         gradient = actual.pop(5)
         torch.testing.assert_close(gradient[-64:], expected.pop(5))

@@ -12,27 +12,33 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports]
+import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
 
 from sae_lens_hierarchical.ops import loss_budgets
 from sae_lens_hierarchical.ops.triton import by_feature, kernels
-from sae_lens_hierarchical.ops.triton.launch import TABLE, budget_slots, plan_launch
+from sae_lens_hierarchical.ops.triton.launch import (
+    TABLE,
+    budget_mask,
+    compiler_options,
+    plan_launch,
+)
 
 ARCHITECTURES = (80, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 BATCH, D_IN = 8192, 2304
 TYPES = {4: "*fp32", 2: "*bf16"}
 # These stand for numbers that a real launch finds to be multiples of 16.
-ALIGNED = ("d_in", "suffix_columns", "columns", "first_column", "count")
+ALIGNED = ("d_in", "pass_columns", "first_column", "n_elements")
 
 
 def fused(
@@ -48,24 +54,24 @@ def fused(
         "GROUPS": launch.groups,
         "RANKS": launch.ranks,
         "LANES": launch.lanes,
-        "WIDE": itemsize == 2,
-        "FULL": launch.full,
-        "SLOTS": budget_slots(budgets, launch.ranks),
-        "ONE_BUDGET": budgets == [k],
+        "CONTIGUOUS": itemsize == 2,
+        "EVEN": launch.even,
+        "BUDGET_MASK": budget_mask(budgets, launch.ranks),
+        "TOPK": budgets == [k],
         "GRADIENTS": True,
         "TARGET_GRADIENT": False,
-        "ADD_W_DEC": True,
+        "ATOMIC": True,
     } | changes
     weights = dict.fromkeys(
         ("target_ptr", "values_ptr", "W_dec_ptr", "b_dec_ptr"), TYPES[itemsize]
     )
-    integers = {"indices_ptr": "*i64", "positions_ptr": "*i32"}
+    integers = {"indices_ptr": "*i64", "rank_budgets_ptr": "*i32"}
     result = compile_kernel(
         kernels.fused_loss, weights | integers, constants, launch.warps, architecture
     )
     # Each rank's row, and target's and b_dec's, in loads of 16 bytes.
     row_loads = (launch.ranks + 2) * 8 * itemsize // 16
-    adds = 2 * launch.ranks if constants["ADD_W_DEC"] and constants["GRADIENTS"] else 0
+    adds = 2 * launch.ranks if constants["ATOMIC"] and constants["GRADIENTS"] else 0
     return result | {"wide_loads_expected": row_loads, "vector_adds_expected": adds}
 
 
@@ -81,7 +87,7 @@ def compile_kernel(
     compiled = triton.compile(
         ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": warps},
+        options=compiler_options(warps),
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
@@ -104,6 +110,7 @@ def compile_kernel(
         "spills": [o for o in operations if o.startswith(("LDL", "STL"))],
         "loads": [o for o in operations if o.startswith("LDG")],
         "stores": [o for o in operations if o.startswith("STG")],
+        "fused": [o for o in operations if o.startswith("FFMA")],
         "atomics": [o for o in operations if o.startswith(("RED", "ATOM"))],
     }
 
@@ -126,10 +133,12 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"sm_{arch} row {8 * size} bit, K {k}, J_1", result
         yield (
             f"sm_{arch} scale",
-            compile_kernel(kernels.scale, {"count": "i64"}, {"BLOCK": 4096}, 4, arch),
+            compile_kernel(
+                kernels.scale, {"n_elements": "i64"}, {"BLOCK_SIZE": 4096}, 4, arch
+            ),
         )
         integers: dict[str, str] = dict.fromkeys(
-            ("sources_ptr", "bounds_ptr", "chunk_ends_ptr", "owners_ptr"), "*i32"
+            ("rows_ptr", "indptr_ptr", "chunk_ends_ptr", "chunk_features_ptr"), "*i32"
         )
         for kernel in (kernels.sum_chunks, kernels.merge_chunks):
             name = f"sm_{arch} {kernel.fn.__name__}"
@@ -148,8 +157,8 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
         ("J_8, bfloat16", 2, 128, j_8, {}),
         ("TopK, bfloat16", 2, 128, [128], {}),
         ("K 32", 4, 32, loss_budgets(32), {}),
-        ("reproducible", 4, 128, j_1, {"ADD_W_DEC": False}),
-        ("reproducible, bfloat16", 2, 128, j_1, {"ADD_W_DEC": False}),
+        ("reproducible", 4, 128, j_1, {"ATOMIC": False}),
+        ("reproducible, bfloat16", 2, 128, j_1, {"ATOMIC": False}),
         ("target's gradient", 4, 128, j_1, {"TARGET_GRADIENT": True}),
         ("forward", 4, 128, j_1, {"GRADIENTS": False}),
         ("masked", 4, 100, loss_budgets(100), {}),
@@ -157,5 +166,23 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"sm_90 {name}", fused(size, k, budgets, 90, **options)
 
 
+def compilations(kernel: Any, name: str, numbers: Iterable[int]) -> int:
+    """Return how often Triton would compile a kernel whose launches differ in a number.
+
+    Triton compiles anew for a number that is 1, or a multiple of 16.
+    """
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    arguments = dict.fromkeys(kernel.arg_names, 0)
+    return len({str(bind(**arguments | {name: n})[1]) for n in numbers})
+
+
 if __name__ == "__main__":
-    print(json.dumps(dict(variants())))
+    results = {
+        "code": dict(variants()),
+        "compilations": {
+            name: compilations(kernels.fused_loss, name, range(33))
+            for name in ("first_block", "pass_columns")
+        },
+    }
+    print(json.dumps(results))

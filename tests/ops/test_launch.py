@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_lens_hierarchical.ops import loss_budgets
-
-launch = pytest.importorskip("sae_lens_hierarchical.ops.triton.launch")
+from sae_lens_hierarchical.ops.triton import launch
 
 SHAPES = {
     "batch": st.integers(1, 100_000),
     "k": st.integers(1, launch.MAX_K),
     "d_in": st.integers(1, 20_000),
-    "budgets": st.integers(1, 200),
+    "n_budgets": st.integers(1, 200),
     "itemsize": st.sampled_from([2, 4]),
     "capability": st.sampled_from([75, 80, 90, 100, 120]),
 }
@@ -22,42 +21,42 @@ SHAPES = {
 
 @given(**SHAPES)
 def test_a_launch_covers_the_shape_with_a_block_that_fits(
-    batch: int, k: int, d_in: int, budgets: int, itemsize: int, capability: int
+    batch: int, k: int, d_in: int, n_budgets: int, itemsize: int, capability: int
 ) -> None:
-    sizes = launch.plan_launch(batch, k, d_in, budgets, itemsize, capability)
+    sizes = launch.plan_launch(batch, k, d_in, n_budgets, itemsize, capability)
 
     columns = 8 * sizes.lanes
     assert sizes.ranks * sizes.groups >= k
     assert (sizes.column_blocks - 1) * columns < d_in <= sizes.column_blocks * columns
     assert 32 <= sizes.groups * sizes.lanes == 32 * sizes.warps <= 256
-    assert sizes.full == (sizes.ranks * sizes.groups == k and d_in % columns == 0)
-    assert 1 <= sizes.tokens <= 16
-    assert 1 <= sizes.suffix_blocks <= sizes.column_blocks
-    assert 1 <= sizes.slope_blocks <= sizes.column_blocks
+    assert sizes.even == (sizes.ranks * sizes.groups == k and d_in % columns == 0)
+    assert 1 <= sizes.tokens_per_program <= 16
+    assert 1 <= sizes.deterministic_blocks <= sizes.column_blocks
+    assert 1 <= sizes.atomic_blocks <= sizes.column_blocks
 
 
 @given(**SHAPES)
 def test_suffix_sums_stay_in_the_cache_where_one_column_block_allows(
-    batch: int, k: int, d_in: int, budgets: int, itemsize: int, capability: int
+    batch: int, k: int, d_in: int, n_budgets: int, itemsize: int, capability: int
 ) -> None:
-    sizes = launch.plan_launch(batch, k, d_in, budgets, itemsize, capability)
+    sizes = launch.plan_launch(batch, k, d_in, n_budgets, itemsize, capability)
 
-    stored = batch * budgets * sizes.suffix_blocks * sizes.lanes * 8 * 4
-    assert stored <= 32 * 2**20 or sizes.suffix_blocks == 1
-    shares = batch * k * sizes.slope_blocks * 4
-    assert shares <= 512 * 2**20 or sizes.slope_blocks == 1
+    stored = batch * n_budgets * sizes.deterministic_blocks * sizes.lanes * 8 * 4
+    assert stored <= 32 * 2**20 or sizes.deterministic_blocks == 1
+    shares = batch * k * sizes.atomic_blocks * 4
+    assert shares <= 512 * 2**20 or sizes.atomic_blocks == 1
 
 
 def test_the_papers_shape_takes_64_columns_at_a_time() -> None:
     sizes = launch.plan_launch(8192, 128, 2304, 128, 4, 90)
 
     assert (sizes.ranks, sizes.groups, sizes.lanes) == (8, 16, 8)
-    assert (sizes.column_blocks, sizes.tokens, sizes.full) == (36, 16, True)
-    assert sizes.slope_blocks == 36
+    assert (sizes.column_blocks, sizes.tokens_per_program, sizes.even) == (36, 16, True)
+    assert sizes.atomic_blocks == 36
 
 
 def test_a_small_batch_is_spread_over_more_programs() -> None:
-    assert launch.plan_launch(8, 32, 2304, 1, 4, 90).tokens == 1
+    assert launch.plan_launch(8, 32, 2304, 1, 4, 90).tokens_per_program == 1
 
 
 @pytest.mark.parametrize(("capability", "row"), [(100, 90), (90, 90), (75, 90)])
@@ -80,7 +79,7 @@ def test_the_table_reaches_the_largest_k_in_ascending_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budgets", "slots"),
+    ("budgets", "mask"),
     [
         (loss_budgets(128), 0b11111111),
         (loss_budgets(128, 8), 0b10000001),
@@ -88,7 +87,7 @@ def test_the_table_reaches_the_largest_k_in_ascending_rows() -> None:
         ([3, 11, 20], 0b00001100),
     ],
 )
-def test_slots_are_where_a_group_may_have_a_budget(
-    budgets: list[int], slots: int
+def test_the_mask_says_where_a_group_may_have_a_budget(
+    budgets: list[int], mask: int
 ) -> None:
-    assert launch.budget_slots(budgets, 8) == slots
+    assert launch.budget_mask(budgets, 8) == mask

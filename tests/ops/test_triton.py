@@ -8,7 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +28,7 @@ from sae_lens_hierarchical.ops import (
     hierarchical_loss_with_residual,
     loss,
 )
+from sae_lens_hierarchical.ops.triton import why_unavailable
 from tests.ops.cases import SPECIALS, Case, make_special, strided
 
 triton_op = pytest.importorskip("sae_lens_hierarchical.ops.triton.op")
@@ -99,7 +104,7 @@ def fields(case: Case) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def reproducible(enabled: bool = True) -> Iterator[None]:
+def reproducible(enabled: bool = True) -> Generator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(enabled)
     try:
@@ -175,7 +180,7 @@ def test_special_activations(special: str, deterministic: bool) -> None:
 
 
 def test_several_tokens_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_lens_hierarchical.ops.triton.launch._PROGRAMS", 4)
+    monkeypatch.setattr("sae_lens_hierarchical.ops.triton.launch._MIN_PROGRAMS", 4)
 
     assert_parity(make_case(batch=13, k=9, d_in=70), budgets=[1, 4, 9])
 
@@ -185,10 +190,11 @@ def test_several_passes(deterministic: bool, monkeypatch: pytest.MonkeyPatch) ->
     sizing = "sae_lens_hierarchical.ops.triton.launch"
     case = make_case(batch=3, k=9, d_in=300)
     # Two column blocks a pass, of the three that this width has.
-    monkeypatch.setattr(f"{sizing}._SLOPE_BYTES", 2 * 3 * 9 * 4)
-    monkeypatch.setattr(f"{sizing}._SUFFIX_BYTES", 2 * 3 * 3 * 128 * 4)
+    monkeypatch.setattr(f"{sizing}._GRAD_VALUES_BYTES", 2 * 3 * 9 * 4)
+    monkeypatch.setattr(f"{sizing}._SUFFIX_SUM_BYTES", 2 * 3 * 3 * 128 * 4)
     plan = importlib.import_module(sizing).plan_launch(3, 9, 300, 3, 4, 90)
-    assert (plan.column_blocks, plan.slope_blocks, plan.suffix_blocks) == (3, 2, 2)
+    assert plan.column_blocks == 3
+    assert plan.atomic_blocks == plan.deterministic_blocks == 2
 
     with reproducible(deterministic):
         assert_parity(case, budgets=[1, 4, 9])
@@ -379,30 +385,61 @@ def test_auto_takes_sequential_and_logs_it_once_without_triton(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(loss, "triton_op", None)
-    monkeypatch.setattr(loss, "_no_triton", "No module named 'triton'")
-    loss._log_fallback.cache_clear()
+    monkeypatch.setattr(loss, "_no_triton", "triton is not installed")
+    loss._log_fallback.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
     with caplog.at_level(logging.WARNING):
         assert operators("cuda") == operators("cuda") == {"sequential_forward"}
 
-    problem = "backend 'triton' cannot be used here: No module named 'triton'"
+    problem = "backend 'triton' cannot be used here: triton is not installed"
     assert caplog.messages == [f"{problem}; taking 'sequential'"]
     with pytest.raises(ValueError, match=problem):
         hierarchical_loss(**vars(make_case()), backend="triton")
 
 
-@pytest.mark.parametrize(("version", "usable"), [("3.3.1", False), ("3.10.0", True)])
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("3.3.1", "triton 3.3.1 is older than 3.4"), ("3.4.0", None), ("3.10.0", None)],
+)
 def test_an_old_triton_is_refused(
-    version: str, usable: bool, monkeypatch: pytest.MonkeyPatch
+    version: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = importlib.import_module("sae_lens_hierarchical.ops.triton")
     monkeypatch.setattr("triton.__version__", version)
 
-    if usable:
-        importlib.reload(package)
-    else:
-        with pytest.raises(ImportError, match=r"triton 3\.3\.1 is older than 3\.4"):
-            importlib.reload(package)
+    assert why_unavailable() == expected
+
+
+def test_a_missing_triton_is_named_and_a_broken_one_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert why_unavailable() == "triton is not installed"
+
+    # A triton that lacks a package of its own.
+    (tmp_path / "triton.py").write_text("import no_such_package")
+    monkeypatch.delitem(sys.modules, "triton")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        why_unavailable()
+
+
+def test_a_fault_in_the_kernels_is_no_missing_triton() -> None:
+    """The package raises it, and does not go on without the kernels."""
+    program = (
+        "import sys, ops_only; "
+        "sys.modules['sae_lens_hierarchical.ops.triton.tiles'] = None; "
+        "import sae_lens_hierarchical.ops"
+    )
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(benchmarks)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 1
+    assert "import of sae_lens_hierarchical.ops.triton.tiles halted" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ Compiled = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Compiled:
-    """What each variant, row of the table and architecture compiles to."""
+def results() -> dict[str, Any]:
+    """What ``compile_kernels`` found."""
     script = Path(__file__).with_name("compile_kernels.py")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     output = subprocess.run(
@@ -29,6 +29,12 @@ def compiled() -> Compiled:
         text=True,
     ).stdout
     return json.loads(output)
+
+
+@pytest.fixture(scope="module")
+def compiled(results: dict[str, Any]) -> Compiled:
+    """What each variant, row of the table and architecture compiles to."""
+    return results["code"]
 
 
 def test_nothing_is_kept_in_local_memory(compiled: Compiled) -> None:
@@ -90,3 +96,16 @@ def test_gaps_in_j_cost_less(compiled: Compiled, suffix: str) -> None:
     )
 
     assert topk < coarse < full
+
+
+def test_multiplications_and_additions_are_fused(compiled: Compiled) -> None:
+    losses = {n: c for n, c in compiled.items() if "wide_loads_expected" in c}
+
+    assert losses
+    # A row of eight columns a rank, at least.
+    assert all(len(code["fused"]) >= 8 for code in losses.values())
+
+
+def test_the_passes_of_a_step_share_one_compilation(results: dict[str, Any]) -> None:
+    # Columns, by contrast, may be known to be multiples of 16.
+    assert results["compilations"] == {"first_block": 1, "pass_columns": 3}

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["MAX_K", "TABLE", "Launch", "Tile", "budget_slots", "plan_launch"]
+__all__ = [
+    "MAX_K",
+    "TABLE",
+    "Launch",
+    "Tile",
+    "budget_mask",
+    "compiler_options",
+    "plan_launch",
+]
 
 MAX_K = 2048
 
 # The columns a pass of the reproducible mode covers are as many as keep its suffix sums
 # within this many bytes: in the L2 cache, beside a slice of W_dec.
-_SUFFIX_BYTES = 2**25
+_SUFFIX_SUM_BYTES = 2**25
 # In the other mode, as many as keep the shares of values' gradient within this many.
 # Up to K = 256 that is one pass for most shapes; above it blocks are narrow and many.
-_SLOPE_BYTES = 2**29
+_GRAD_VALUES_BYTES = 2**29
 # A program handles up to this many tokens, while there are programs enough.
-_TOKENS = 16
-_PROGRAMS = 4096
+_MAX_TOKENS_PER_PROGRAM = 16
+_MIN_PROGRAMS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +68,22 @@ class Launch:
         ranks: Ranks of a token that one thread holds, RANKS.
         groups: Threads that a token's ranks are spread over, GROUPS.
         lanes: Threads side by side in a row of W_dec, LANES.
-        tokens: Tokens that a program handles, one after another.
+        tokens_per_program: Tokens that a program handles, one after another.
         column_blocks: Blocks of 8 · lanes columns in a row of W_dec.
-        full: Whether the ranks are exactly K and the blocks' columns exactly d_in, so
-            that no access needs a mask, FULL; elsewhere a large K may spill registers.
-        suffix_blocks: Column blocks of one pass in the reproducible mode.
-        slope_blocks: Column blocks of one pass in the other mode.
+        even: Whether the ranks are exactly K and the blocks' columns exactly d_in, so
+            that no access needs a mask, EVEN; elsewhere a large K may spill registers.
+        deterministic_blocks: Column blocks of one pass in the reproducible mode.
+        atomic_blocks: Column blocks of one pass in the other mode.
     """
 
     ranks: int
     groups: int
     lanes: int
-    tokens: int
+    tokens_per_program: int
     column_blocks: int
-    full: bool
-    suffix_blocks: int
-    slope_blocks: int
+    even: bool
+    deterministic_blocks: int
+    atomic_blocks: int
 
     @property
     def warps(self) -> int:
@@ -86,7 +95,7 @@ def plan_launch(
     batch: int,
     k: int,
     d_in: int,
-    budgets: int,
+    n_budgets: int,
     itemsize: int,
     capability: int,
     tile: Tile | None = None,
@@ -97,7 +106,7 @@ def plan_launch(
         batch: B, the tokens.
         k: K, at most ``MAX_K``.
         d_in: The columns of W_dec.
-        budgets: |J|.
+        n_budgets: |J|.
         itemsize: Bytes of one weight of W_dec, 2 or 4.
         capability: The GPU's compute capability, as in 90; one that the table lacks
             takes the rows of the nearest lower one, or else of the lowest.
@@ -112,25 +121,37 @@ def plan_launch(
     groups = _power_of_two(-(-k // ranks))
     lanes = max(tile.lanes, 32 // groups)
     column_blocks = -(-d_in // (8 * lanes))
-    suffix_bytes = batch * budgets * 8 * lanes * 4
+    suffix_sum_bytes = batch * n_budgets * 8 * lanes * 4
+    grad_values_bytes = batch * k * 4
+    tokens_per_program = batch * column_blocks // _MIN_PROGRAMS
+    deterministic_blocks = _SUFFIX_SUM_BYTES // suffix_sum_bytes
+    atomic_blocks = _GRAD_VALUES_BYTES // grad_values_bytes
     return Launch(
         ranks=ranks,
         groups=groups,
         lanes=lanes,
-        tokens=min(_TOKENS, max(1, batch * column_blocks // _PROGRAMS)),
+        tokens_per_program=min(_MAX_TOKENS_PER_PROGRAM, max(1, tokens_per_program)),
         column_blocks=column_blocks,
-        full=ranks * groups == k and d_in % (8 * lanes) == 0,
-        suffix_blocks=min(column_blocks, max(1, _SUFFIX_BYTES // suffix_bytes)),
-        slope_blocks=min(column_blocks, max(1, _SLOPE_BYTES // (batch * k * 4))),
+        even=ranks * groups == k and d_in % (8 * lanes) == 0,
+        deterministic_blocks=min(column_blocks, max(1, deterministic_blocks)),
+        atomic_blocks=min(column_blocks, max(1, atomic_blocks)),
     )
 
 
-def budget_slots(budgets: Sequence[int], ranks: int) -> int:
+def budget_mask(budgets: Sequence[int], ranks: int) -> int:
     """Return the bits r at which any group of ``ranks`` ranks has a budget."""
-    slots = 0
+    mask = 0
     for budget in budgets:
-        slots |= 1 << (budget - 1) % ranks
-    return slots
+        mask |= 1 << (budget - 1) % ranks
+    return mask
+
+
+def compiler_options(num_warps: int) -> dict[str, Any]:
+    """Return a launch's options for Triton's compiler.
+
+    Multiplications and additions are fused: Triton before 3.10 does so by default.
+    """
+    return {"num_warps": num_warps, "enable_fp_fusion": True}
 
 
 def _power_of_two(at_least: int) -> int:

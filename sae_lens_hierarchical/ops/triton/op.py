@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -20,7 +21,12 @@ from torch import Tensor
 
 from sae_lens_hierarchical.ops.triton.by_feature import sort_by_feature, sum_by_feature
 from sae_lens_hierarchical.ops.triton.kernels import fused_loss, scale
-from sae_lens_hierarchical.ops.triton.launch import MAX_K, budget_slots, plan_launch
+from sae_lens_hierarchical.ops.triton.launch import (
+    MAX_K,
+    budget_mask,
+    compiler_options,
+    plan_launch,
+)
 
 __all__ = ["hierarchical_loss", "unsupported"]
 
@@ -28,7 +34,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The arguments of _forward that have gradients, in the order of its last outputs.
 _LEAVES = (2, 3, 4, 0)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# _plan keeps tensors from step to step, which a CUDA graph's own memory must not hold.
+# _budget_tensors keeps tensors from step to step, which must not lie in a CUDA graph's
+# own memory.
 _TAGS: dict[str, Any] = (
     {"tags": (torch.Tag.cudagraph_unsafe,)}
     if hasattr(torch.Tag, "cudagraph_unsafe")
@@ -106,80 +113,86 @@ def _forward(
     launch = plan_launch(
         batch, k, d_in, len(budgets), W_dec.element_size(), _capability(device)
     )
-    ranks = launch.groups * launch.ranks
-    slot_weights, slot_positions, segments, chosen, budget_weights = _plan(
-        batch, k, ranks, budgets, weights, device
+    budget_tensors = _budget_tensors(
+        batch, k, launch.groups * launch.ranks, budgets, weights, device
     )
-    token_blocks = -(-batch // launch.tokens)
+    token_blocks = -(-batch // launch.tokens_per_program)
+    block_columns = 8 * launch.lanes
 
     empty = functools.partial(torch.empty, dtype=torch.float32, device=device)
     residual = empty(batch, d_in)
-    squares = empty(launch.column_blocks * token_blocks, ranks)
-    bias = empty(token_blocks if gradients else 0, d_in)
-    grad_target = empty((batch, d_in) if target_gradient else 0)
-    grad_W_dec = empty((d_sae, d_in) if gradients else 0)
-    block_columns = 8 * launch.lanes
-    if gradients and deterministic:
-        places = sort_by_feature(indices, values, segments, len(budgets), d_sae)
-        blocks = launch.suffix_blocks
-        suffixes = empty(batch, len(budgets), blocks * block_columns)
-    else:
-        places, blocks, suffixes = None, launch.slope_blocks, empty(0)
-        grad_W_dec.zero_()
-    slopes = empty(blocks if gradients else 0, batch, k)
+    programs = launch.column_blocks * token_blocks
+    squared_error = empty(programs, launch.groups * launch.ranks)
     grad_values = empty(batch, k)
+    grad_W_dec = empty((d_sae, d_in) if gradients else 0)
+    grad_b_dec_shares = empty(token_blocks if gradients else 0, d_in)
+    grad_target = empty((batch, d_in) if target_gradient else 0)
+    if gradients and deterministic:
+        activations = sort_by_feature(
+            indices, values, budget_tensors.covering_budget, len(budgets), d_sae
+        )
+        pass_blocks = launch.deterministic_blocks
+        suffix_sums = empty(batch, len(budgets), pass_blocks * block_columns)
+    else:
+        activations, pass_blocks, suffix_sums = None, launch.atomic_blocks, empty(0)
+        grad_W_dec.zero_()
+    grad_values_shares = empty(pass_blocks if gradients else 0, batch, k)
 
-    with _on(device):
-        for first in range(0, launch.column_blocks, blocks):
-            here = min(blocks, launch.column_blocks - first)
-            fused_loss[(here * token_blocks,)](
-                target,
-                indices,
-                values,
-                W_dec,
-                b_dec,
-                slot_weights,
-                slot_positions,
-                residual,
-                squares,
-                slopes,
-                bias,
-                grad_target,
-                grad_W_dec,
-                suffixes,
-                first,
-                blocks * block_columns,
-                len(budgets),
-                launch.tokens,
-                batch,
-                k,
-                d_in,
-                GROUPS=launch.groups,
-                RANKS=launch.ranks,
-                LANES=launch.lanes,
-                FULL=launch.full,
-                WIDE=W_dec.element_size() == 2,
-                SLOTS=budget_slots(budgets, launch.ranks),
-                ONE_BUDGET=budgets == (k,),
-                GRADIENTS=gradients,
-                TARGET_GRADIENT=target_gradient,
-                ADD_W_DEC=places is None,
-                num_warps=launch.warps,  # pyright: ignore[reportCallIssue]
+    constants: dict[str, Any] = {
+        "GROUPS": launch.groups,
+        "RANKS": launch.ranks,
+        "LANES": launch.lanes,
+        "CONTIGUOUS": W_dec.element_size() == 2,
+        "EVEN": launch.even,
+        "BUDGET_MASK": budget_mask(budgets, launch.ranks),
+        "TOPK": budgets == (k,),
+        "GRADIENTS": gradients,
+        "TARGET_GRADIENT": target_gradient,
+        "ATOMIC": activations is None,
+    }
+    with _on_device(device):
+        for first_block in range(0, launch.column_blocks, pass_blocks):
+            blocks = min(pass_blocks, launch.column_blocks - first_block)
+            fused_loss[(blocks * token_blocks,)](
+                target_ptr=target,
+                indices_ptr=indices,
+                values_ptr=values,
+                W_dec_ptr=W_dec,
+                b_dec_ptr=b_dec,
+                rank_weights_ptr=budget_tensors.rank_weights,
+                rank_budgets_ptr=budget_tensors.rank_budgets,
+                residual_ptr=residual,
+                squared_error_ptr=squared_error,
+                grad_values_ptr=grad_values_shares,
+                grad_b_dec_ptr=grad_b_dec_shares,
+                grad_target_ptr=grad_target,
+                grad_W_dec_ptr=grad_W_dec,
+                suffix_sums_ptr=suffix_sums,
+                first_block=first_block,
+                pass_columns=pass_blocks * block_columns,
+                n_budgets=len(budgets),
+                tokens_per_program=launch.tokens_per_program,
+                B=batch,
+                K=k,
+                d_in=d_in,
+                **constants,
+                **compiler_options(launch.warps),
             )
-            if places is not None:
-                sum_by_feature(places, suffixes, grad_W_dec, first * block_columns)
+            if activations is not None:
+                first_column = first_block * block_columns
+                sum_by_feature(activations, suffix_sums, grad_W_dec, first_column)
             if gradients:
-                of_pass = slopes[:here].sum(dim=0)
-                grad_values = grad_values + of_pass if first else of_pass
+                of_pass = grad_values_shares[:blocks].sum(dim=0)
+                grad_values = grad_values + of_pass if first_block else of_pass
 
-    per_budget = squares.sum(dim=0)[chosen] / batch
+    per_budget = squared_error.sum(dim=0)[budget_tensors.ranks] / batch
     return (
-        (per_budget * budget_weights).sum(),
+        (per_budget * budget_tensors.weights).sum(),
         per_budget,
         residual,
         grad_values,
         grad_W_dec,
-        bias.sum(dim=0),
+        grad_b_dec_shares.sum(dim=0),
         grad_target,
     )
 
@@ -213,10 +226,16 @@ def _(
     "sae_lens_hierarchical::triton_scale_", mutates_args=("tensor",)
 )
 def _scale_(tensor: Tensor, factor: Tensor) -> None:
-    block: Any = 4096
-    with _on(tensor.device):
-        programs = triton.cdiv(tensor.numel(), block)
-        scale[(programs,)](tensor, factor, tensor.numel(), BLOCK=block)
+    n_elements = tensor.numel()
+    block_size: Any = 4096
+    with _on_device(tensor.device):
+        scale[(triton.cdiv(n_elements, block_size),)](
+            tensor_ptr=tensor,
+            factor_ptr=factor,
+            n_elements=n_elements,
+            BLOCK_SIZE=block_size,
+            **compiler_options(num_warps=4),
+        )
 
 
 def _setup_context(
@@ -254,33 +273,48 @@ def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return gradient
 
 
+@dataclasses.dataclass(frozen=True)
+class _BudgetTensors:
+    """What a loss needs of J and its weights on the device.
+
+    Attributes:
+        rank_weights: 2 w_j / B at rank j - 1, elsewhere 0, float32, [GROUPS · RANKS].
+        rank_budgets: The index of j in J at rank j - 1, elsewhere -1, int32, the same.
+        covering_budget: For each rank the index in J of the first budget that covers
+            it, or -1, int32, [K].
+        ranks: j - 1 for each budget, int64, [|J|].
+        weights: w, float32, [|J|].
+    """
+
+    rank_weights: Tensor
+    rank_budgets: Tensor
+    covering_budget: Tensor
+    ranks: Tensor
+    weights: Tensor
+
+
 @functools.lru_cache(maxsize=64)
-def _plan(
+def _budget_tensors(
     batch: int,
     k: int,
-    ranks: int,
+    padded_k: int,
     budgets: tuple[int, ...],
     weights: tuple[float, ...],
     device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return what a loss needs of J on the device, kept from step to step.
-
-    Returns:
-        2 w_j / B and j's place in J at rank j - 1, elsewhere 0 and -1, both [ranks];
-        the place in J of the first budget that covers a rank, or -1, [k]; J - 1; w.
-    """
-    slot_weights, slot_positions = [0.0] * ranks, [-1] * ranks
-    for position, (budget, weight) in enumerate(zip(budgets, weights, strict=True)):
-        slot_weights[budget - 1] = 2 * weight / batch
-        slot_positions[budget - 1] = position
-    covered = [bisect.bisect_left(budgets, rank + 1) for rank in range(k)]
-    segments = [-1 if place == len(budgets) else place for place in covered]
-    return (
-        torch.tensor(slot_weights, dtype=torch.float32, device=device),
-        torch.tensor(slot_positions, dtype=torch.int32, device=device),
-        torch.tensor(segments, dtype=torch.int32, device=device),
-        torch.tensor([budget - 1 for budget in budgets], device=device),
-        torch.tensor(weights, dtype=torch.float32, device=device),
+) -> _BudgetTensors:
+    """Put J on the device; kept from step to step. ``padded_k`` is GROUPS · RANKS."""
+    rank_weights, rank_budgets = [0.0] * padded_k, [-1] * padded_k
+    for index, (budget, weight) in enumerate(zip(budgets, weights, strict=True)):
+        rank_weights[budget - 1] = 2 * weight / batch
+        rank_budgets[budget - 1] = index
+    covering = [bisect.bisect_left(budgets, rank + 1) for rank in range(k)]
+    covering_budget = [-1 if index == len(budgets) else index for index in covering]
+    return _BudgetTensors(
+        rank_weights=torch.tensor(rank_weights, dtype=torch.float32, device=device),
+        rank_budgets=torch.tensor(rank_budgets, dtype=torch.int32, device=device),
+        covering_budget=torch.tensor(covering_budget, dtype=torch.int32, device=device),
+        ranks=torch.tensor([budget - 1 for budget in budgets], device=device),
+        weights=torch.tensor(weights, dtype=torch.float32, device=device),
     )
 
 
@@ -292,7 +326,7 @@ def _capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def _on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return (
         torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     )
