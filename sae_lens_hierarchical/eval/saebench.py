@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
+from sae_lens_hierarchical.loading import load_store
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 from sae_lens_hierarchical.saes.checks import check_size
@@ -383,14 +384,8 @@ def draw_tokens(
         ValueError: If ``contexts`` is not at least 1, or the text has not one.
     """
     check_size("contexts", contexts)
-    store = ActivationsStore.from_sae(
-        model,
-        sae,
-        text,
-        context_size=CONTEXT_SIZE,
-        streaming=isinstance(text, str),
-        device=str(model.cfg.device),
-    )
+    device = str(model.cfg.device)
+    store = load_store(model, sae, text, context_size=CONTEXT_SIZE, device=device)
     store.shuffle_input_dataset(SEED)
     drawn = list(itertools.islice(store.iterable_sequences, contexts))
     if not drawn:
