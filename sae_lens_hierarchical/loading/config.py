@@ -14,6 +14,7 @@ from sae_lens_hierarchical.saes.checks import check_size
 __all__ = ["check_config"]
 
 _METADATA_TYPES: dict[str, type] = {
+    "sae_lens_version": str,
     "model_name": str,
     "model_class_name": str,
     "model_from_pretrained_kwargs": dict,
@@ -34,6 +35,7 @@ def check_config(cfg: dict[str, Any]) -> None:
         ValueError: If a field does not fit, naming it and what is allowed.
     """
     _check_type("metadata", cfg.get("metadata", {}), dict)
+    _check_metadata(cfg.get("metadata", {}))
     if "architecture" in cfg:
         _check_architecture(cfg["architecture"])
     cfg = handle_config_defaulting(cfg)

@@ -186,7 +186,7 @@ def _load_model(
         if trust_remote_code or "trust_remote_code" not in str(error):
             raise
         raise ValueError(
-            f"{model_name} has Python of its own, which runs only with {TRUST}"
+            f"{model_name} may run Python of its own only with {TRUST}: {error}"
         ) from error
 
 
@@ -203,10 +203,8 @@ def _load(
         version = {n: kwargs[n] for n in ("revision",) if n in kwargs}
         config = AutoConfig.from_pretrained(model_name, **version, **trust)
         if "/" in str(config._attn_implementation) and not trust_remote_code:
-            raise ValueError(
-                f"{model_name} asks for a kernel from the Hub, "
-                f"{config._attn_implementation!r}, which needs {TRUST}"
-            )
+            kernel = config._attn_implementation
+            raise ValueError(f"its kernel {kernel!r} needs trust_remote_code")
         model: Any = AutoModelForCausalLM.from_pretrained(model_name, **kwargs, **trust)
         if kwargs.get("device_map") is None:
             model = model.to(device)
@@ -222,7 +220,7 @@ def _load(
         official_name = get_official_model_name(model_name)
         # For these TransformerLens trusts the Hub by itself.
         if official_name.startswith(NEED_REMOTE_CODE_MODELS) and not trust_remote_code:
-            raise ValueError(f"{official_name} needs trust_remote_code")
+            raise ValueError("TransformerLens loads it with trust_remote_code")
     return load_model(
         model_class,
         model_name,

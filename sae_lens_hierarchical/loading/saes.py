@@ -64,6 +64,7 @@ def load_saes(
             kwargs, refused = metadata_kwargs(metadata)
             if revision := kwargs.pop("revision", None):
                 refused["revision"] = revision
+            refused.pop("trust_remote_code", None)  # that is the user's to say
             if refused:
                 warnings.warn(
                     f"{name}: {model_name} is loaded without {refused}, which its "
