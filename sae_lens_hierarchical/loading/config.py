@@ -14,7 +14,6 @@ from sae_lens_hierarchical.saes.checks import check_size
 __all__ = ["check_config"]
 
 _METADATA_TYPES: dict[str, type] = {
-    "sae_lens_version": str,
     "model_name": str,
     "model_class_name": str,
     "model_from_pretrained_kwargs": dict,
@@ -35,7 +34,8 @@ def check_config(cfg: dict[str, Any]) -> None:
         ValueError: If a field does not fit, naming it and what is allowed.
     """
     _check_type("metadata", cfg.get("metadata", {}), dict)
-    _check_metadata(cfg.get("metadata", {}))
+    if (saved_by := cfg.get("metadata", {}).get("sae_lens_version")) is not None:
+        _check_type("metadata.sae_lens_version", saved_by, str)
     if "architecture" in cfg:
         _check_architecture(cfg["architecture"])
     cfg = handle_config_defaulting(cfg)

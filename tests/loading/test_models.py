@@ -8,94 +8,13 @@ from typing import Any
 
 import pytest
 from sae_lens import HookedSAETransformer
-from transformers import GPT2Config, GPT2LMHeadModel, dynamic_module_utils
+from transformers import dynamic_module_utils
 
-from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from sae_lens_hierarchical.cli import main
-from sae_lens_hierarchical.data import load_bundled_text
 from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
 from sae_lens_hierarchical.eval.table import read_table
 from sae_lens_hierarchical.loading import load_model_and_text, load_saes, load_store
-
-HOOKS = {
-    "AutoModelForCausalLM": "transformer.h.0",
-    "HookedTransformer": "blocks.0.hook_resid_post",
-}
-
-
-class Stranger:
-    """A folder with an SAE, a model whose code leaves a file behind, and a text."""
-
-    def __init__(self, folder: Path, tokenizer: Any) -> None:
-        self.model, self.text = folder / "model", folder / "text"
-        self.sae, self.ran = folder / "sae", folder / "ran"
-        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-        config = GPT2Config(vocab_size=len(tokenizer), **sizes)
-        GPT2LMHeadModel(config).save_pretrained(self.model)
-        tokenizer.save_pretrained(self.model)
-        self.text.mkdir()
-        text = load_bundled_text("held_out").select(range(4))
-        text.to_json(self.text / "train.jsonl")
-        self.save_sae()
-
-    def save_sae(self, **changes: Any) -> None:
-        """Save the SAE, with other metadata."""
-        metadata = {
-            "model_name": str(self.model),
-            "model_class_name": "AutoModelForCausalLM",
-            "dataset_path": str(self.text),
-            "context_size": 32,
-            "prepend_bos": True,
-        } | changes
-        metadata["hook_name"] = HOOKS.get(metadata["model_class_name"], "embed")
-        cfg = HierarchicalTopKSAEConfig(d_in=16, d_sae=32, k_max=8)
-        for name, value in metadata.items():
-            cfg.metadata[name] = value
-        HierarchicalTopKSAE(cfg).save_model(self.sae)
-
-    def change(self, name: str, **changes: Any) -> None:
-        """Change one of the model's JSON files."""
-        path = self.model / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    def add_model_code(self) -> None:
-        self._write_code(
-            "from transformers import GPT2Config, GPT2LMHeadModel\n"
-            "class OwnConfig(GPT2Config):\n"
-            "    model_type = 'own'\n"
-            "class Own(GPT2LMHeadModel):\n"
-            "    config_class = OwnConfig\n"
-        )
-        classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
-        self.change("config.json", model_type="own", auto_map=classes)
-
-    def add_tokenizer_code(self) -> None:
-        self._write_code(
-            "from transformers import PreTrainedTokenizerFast\n"
-            "class Own(PreTrainedTokenizerFast):\n"
-            "    pass\n"
-        )
-        classes = {"AutoTokenizer": [None, "own.Own"]}
-        self.change("tokenizer_config.json", tokenizer_class="Own", auto_map=classes)
-
-    def _write_code(self, code: str) -> None:
-        leave = f"open({str(self.ran)!r}, 'w').close()\n"
-        (self.model / "own.py").write_text(leave + code)
-
-
-@pytest.fixture
-def stranger(
-    tmp_path: Path, model: HookedSAETransformer, monkeypatch: pytest.MonkeyPatch
-) -> Stranger:
-    def nobody_answers(prompt: str) -> str:
-        raise AssertionError(f"asked: {prompt}")
-
-    monkeypatch.setattr("builtins.input", nobody_answers)
-    for module in ("dynamic_module_utils", "utils.hub", "utils"):
-        monkeypatch.setattr(
-            f"transformers.{module}.HF_MODULES_CACHE", str(tmp_path), raising=False
-        )
-    return Stranger(tmp_path, model.tokenizer)
+from tests.stranger import HOOKS, Stranger
 
 
 @pytest.mark.parametrize("model_class", HOOKS)
@@ -252,4 +171,14 @@ def test_a_tokenized_texts_tokenizer_runs_no_python(
 
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_store(model, sae, str(stranger.text))
+    assert not stranger.ran.exists()
+
+
+def test_a_texts_python_never_runs(stranger: Stranger) -> None:
+    """An older version of datasets runs scripts that lie with data, when told to."""
+    script = stranger.text / f"{stranger.text.name}.py"
+    script.write_text(f"open({str(stranger.ran)!r}, 'w').close()\n")
+
+    with pytest.raises((ValueError, RuntimeError)):
+        sweep_checkpoints([stranger.sae], [8], contexts=2, trust_remote_code=True)
     assert not stranger.ran.exists()
