@@ -23,7 +23,12 @@ class Stranger:
     def __init__(self, folder: Path, tokenizer: Any) -> None:
         self.model, self.text = folder / "model", folder / "text"
         self.sae, self.ran = folder / "sae", folder / "ran"
-        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
+        sizes: dict[str, Any] = {
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 128,
+        }
         config = GPT2Config(vocab_size=len(tokenizer), **sizes)
         GPT2LMHeadModel(config).save_pretrained(self.model)
         tokenizer.save_pretrained(self.model)

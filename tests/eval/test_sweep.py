@@ -326,6 +326,7 @@ def test_what_was_never_trained_on_is_left_out(
     keep &= tokens != model.tokenizer.bos_token_id  # type: ignore[union-attr]
     if exclude is not True:
         keep &= ~torch.isin(tokens, torch.tensor(exclude))
+    logits: Any
     logits, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
     activations = cache[BUNDLED_HOOK_NAME]
     x = activations[keep]
