@@ -59,6 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
     sweep = commands.add_parser("sweep", help="measure any SAEs of SAELens at many k")
     sweep.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
     sweep.add_argument("--k", type=_integers, required=True, metavar="1,2,4,...")
+    _add_model_options(sweep)
     sweep.add_argument(
         "--dataset", metavar="NAME", help="default: what the first one was trained on"
     )
@@ -133,9 +134,7 @@ def main(args: Sequence[str] | None = None) -> int:
         metavar="NAME,...",
         help="core (default), autointerp and sparse_probing",
     )
-    bench.add_argument(
-        "--model", metavar="NAME", help="or a path; default: the SAEs' own"
-    )
+    _add_model_options(bench)
     bench.add_argument(
         "--dataset",
         metavar="NAME",
@@ -236,6 +235,17 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"sae-lens-hierarchical: {interrupt}", file=sys.stderr)
         return 130
+
+
+def _add_model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", metavar="NAME", help="or a path; default: the SAEs' own"
+    )
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python that lies with the model, if it has any",
+    )
 
 
 def _quickstart(options: argparse.Namespace, _rest: list[str]) -> int:
@@ -341,12 +351,14 @@ def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
     table = sweep_checkpoints(
         options.checkpoint,
         options.k,
+        model_name=options.model,
         dataset=options.dataset,
         contexts=options.contexts,
         ce_contexts=options.ce_contexts,
         batch_size=options.batch_size,
         jumprelu=options.jumprelu,
         device=options.device,
+        trust_remote_code=options.trust_remote_code,
     )
     _show(table, options.k, options.output)
     return 0
@@ -431,6 +443,7 @@ def _bench(options: argparse.Namespace, _rest: list[str]) -> int:
         batch_size=options.batch_size,
         device=options.device,
         force=options.force,
+        trust_remote_code=options.trust_remote_code,
     )
     Console().print(bench_table(read_results(options.output)))
     print(options.output)
@@ -474,8 +487,8 @@ def _push(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _load(checkpoint: Path) -> HierarchicalTopKSAE:
+    from sae_lens_hierarchical.loading import load_sae
     from sae_lens_hierarchical.saes import HierarchicalTopKSAE
-    from sae_lens_hierarchical.saes.loading import load_sae
 
     sae = load_sae(checkpoint)
     if not isinstance(sae, HierarchicalTopKSAE):

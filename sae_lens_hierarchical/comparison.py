@@ -10,8 +10,9 @@ import torch
 from datasets import Dataset
 from sae_lens import ActivationsStore, HookedSAETransformer, logger
 
-from sae_lens_hierarchical.eval.checkpoints import load_saes, sweep_store
+from sae_lens_hierarchical.eval.checkpoints import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.loading import load_saes
 from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
 from sae_lens_hierarchical.saes.checks import check_size
 from sae_lens_hierarchical.training.baselines import paper_comparison

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -13,12 +12,15 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, hf_hub_url
 from huggingface_hub.hf_api import RepoFile
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.loading.pretrained_sae_loaders import load_safetensors_weights
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from sae_lens_hierarchical.eval.figures import draw, overview
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
+from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.report import COLUMNS, table_rows
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
-from sae_lens_hierarchical.saes.loading import load_sae
 
 __all__ = ["CITATION", "model_card", "push_to_hub"]
 
@@ -173,7 +175,7 @@ def _facts(sae: SAE[Any]) -> list[tuple[str, str]]:
     if isinstance(sae, HierarchicalTopKSAE):
         k_max = sae.k_max
     elif cfg.metadata.exported_from is not None:
-        k_max = cfg.metadata.exported_from["k_max"]
+        k_max = cfg.metadata.exported_from.get("k_max")
     else:
         raise ValueError(
             "only a HierarchicalTopKSAE and what was exported from one can be pushed, "
@@ -239,11 +241,22 @@ def _stage(
                 "differ in more than k: push them one by one"
             )
         sae.save_model(staging / name)
-        if (folder / name / SPARSITY_FILENAME).is_file():
-            shutil.copy(folder / name / SPARSITY_FILENAME, staging / name)
+        _stage_sparsity(folder / name, staging / name)
     if first is None:
-        raise ValueError(f"there is no SAE in {folder}")
+        first = load_sae(folder)  # which says that there is none, and where some are
     return first, names
+
+
+def _stage_sparsity(folder: Path, staging: Path) -> None:
+    """Write a SAE's sparsity into ``staging``, read: a link may lead anywhere."""
+    if (folder / SPARSITY_FILENAME).is_file():
+        try:
+            tensors = load_safetensors_weights(folder / SPARSITY_FILENAME)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / SPARSITY_FILENAME} is no whole safetensors file: {error}"
+            ) from None
+        save_file(tensors, staging / SPARSITY_FILENAME)
 
 
 def _join_id(root: str | None, name: str) -> str:

@@ -20,9 +20,10 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
-from sae_lens_hierarchical.eval.checkpoints import load_saes, sweep_store
+from sae_lens_hierarchical.eval.checkpoints import sweep_store
 from sae_lens_hierarchical.eval.figures import draw, overview
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
+from sae_lens_hierarchical.loading import load_saes
 from sae_lens_hierarchical.report import html_report, terminal_table
 from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
 from sae_lens_hierarchical.training.baselines import plain_topk

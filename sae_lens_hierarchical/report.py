@@ -59,11 +59,13 @@ def terminal_table(table: MetricsTable, ks: Collection[int]) -> Table:
     SAEs trained at all k stand out, those away from the one k of theirs are dim.
     """
     # Short names: a terminal may have no more than 80 columns.
+    counts = [row.tokens for row in table.rows]
+    tokens = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     columns = ("SAE", "k", "EV", "FVU", "CE recovered", "dead")
     caption = (
         "EV: explained variance. FVU: unexplained variance. CE recovered: of the loss "
         "that zeros in place of the activations cost. dead: features never active, on "
-        f"{table.rows[0].tokens:,} tokens."
+        f"{tokens} tokens."
     )
     shown = Table(*columns, caption=caption)
     for column in shown.columns[1:]:

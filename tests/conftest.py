@@ -35,6 +35,7 @@ from sae_lens_hierarchical.data import (
 )
 from sae_lens_hierarchical.eval.table import BudgetMetrics
 from tests.hub_server import HubServer
+from tests.stranger import Stranger
 
 # The tests' tensors are small: threads would mostly wait for each other.
 torch.set_num_threads(1)
@@ -173,3 +174,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def stranger(
+    tmp_path: Path, model: HookedSAETransformer, monkeypatch: pytest.MonkeyPatch
+) -> Stranger:
+    def nobody_answers(prompt: str) -> str:
+        raise AssertionError(f"asked: {prompt}")
+
+    monkeypatch.setattr("builtins.input", nobody_answers)
+    for module in ("dynamic_module_utils", "utils.hub", "utils"):
+        monkeypatch.setattr(
+            f"transformers.{module}.HF_MODULES_CACHE", str(tmp_path), raising=False
+        )
+    return Stranger(tmp_path, model.tokenizer)

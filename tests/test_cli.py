@@ -245,7 +245,10 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"CHECKPOINT": "nowhere"}, "No such file or directory: 'nowhere/cfg.json'"),
+        (
+            {"CHECKPOINT": "nowhere"},
+            "there is no SAE in nowhere, which does not exist; SAEs in .: plain, sae",
+        ),
         ({"CHECKPOINT": "plain"}, "is a topk SAE, no hierarchical_topk"),
         ({"--k": "41"}, "k must be an integer from 1 to d_sae=40, got 41"),
         ({"--architecture": "gated"}, "architecture must be one of"),
@@ -315,7 +318,7 @@ def test_push_shows_the_quickstarts_metrics(
     ("folder", "repo_id", "message"),
     [
         ("nowhere", "user/repo", "there is no SAE in"),
-        ("half", "user/repo", "No such file"),
+        ("half", "user/repo", "sae_weights.safetensors is missing"),
         ("sae", "user/repo", "sae_id must be a relative path of plain names"),
         ("sae", "a/b/c", "Repo id must be"),
     ],

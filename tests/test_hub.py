@@ -370,7 +370,22 @@ def test_what_cannot_be_pushed_is_refused_before_any_request(
     ]:
         with pytest.raises(ValueError, match=message):
             push_to_hub(sae, REPO, "layer")
-    with pytest.raises(Exception, match="header"):
+    with pytest.raises(ValueError, match=r"broken cannot be loaded: .* safetensors"):
         push_to_hub(broken, REPO, "layer")
+
+    assert hub.requests == []
+
+
+def test_a_link_in_a_folder_does_not_push_another_file(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a password")
+    folder = tmp_path / "sae"
+    make_sae().save_model(folder)
+    (folder / "sparsity.safetensors").symlink_to(secret)
+
+    with pytest.raises(ValueError, match=r"sae/sparsity\.safetensors is no whole"):
+        push_to_hub(folder, REPO, "layer")
 
     assert hub.requests == []

@@ -12,121 +12,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from sae_lens import SAE, ActivationsStore
-from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
-from sae_lens.load_model import load_model
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_hierarchical.data import (
-    BUNDLED_MODEL_NAME,
-    load_bundled_model,
-    load_bundled_text,
-)
 from sae_lens_hierarchical.eval.model_run import contexts_at_once
 from sae_lens_hierarchical.eval.sweep import sweep
-from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
+from sae_lens_hierarchical.loading import (
+    load_model_and_text,
+    load_saes,
+    load_store,
+    name_checkpoints,
+)
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes.checks import check_size
-from sae_lens_hierarchical.saes.loading import load_sae
 
-__all__ = [
-    "load_model_and_text",
-    "load_saes",
-    "name_checkpoints",
-    "sweep_checkpoints",
-    "sweep_store",
-]
+__all__ = ["sweep_checkpoints", "sweep_store"]
 
+_COUNTS = ("tokens", "ce_tokens", "excluded_tokens")
 _PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
-
-
-def name_checkpoints(checkpoints: Sequence[Path]) -> dict[str, Path]:
-    """Return checkpoints by their folders' names, or by paths where names clash."""
-    paths = {path.resolve().name: path for path in checkpoints}
-    if len(paths) < len(checkpoints):
-        paths = {str(path): path for path in checkpoints}
-    return paths
-
-
-def load_saes(
-    checkpoints: Mapping[str, Path], device: str = "cpu", model_name: str | None = None
-) -> dict[str, SAE[Any]]:
-    """Load SAEs that are to be compared, by name.
-
-    Args:
-        checkpoints: Their folders.
-        device: Where to put them.
-        model_name: Their model; default the one that their metadata name.
-
-    Raises:
-        ValueError: If they say nothing of their model, or have different ones.
-    """
-    saes = {name: load_sae(path, device) for name, path in checkpoints.items()}
-    if model_name is not None:
-        for sae in saes.values():
-            sae.cfg.metadata.model_name = model_name
-    names = {name: sae.cfg.metadata.model_name for name, sae in saes.items()}
-    if None in names.values() or len(set(names.values())) > 1:
-        raise ValueError(f"the SAEs must name one model in their metadata, got {names}")
-    return saes
-
-
-def load_model_and_text(
-    saes: Mapping[str, SAE[Any]], dataset: str | None, device: str
-) -> tuple[Any, str | Dataset, str]:
-    """Load what SAEs of one model are measured on.
-
-    Args:
-        saes: The SAEs; their model may be a folder.
-        dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
-            first SAE was trained on, or for the bundled model its held-out text.
-        device: Where to put the model.
-
-    Returns:
-        The model, the text, and what to call the text.
-    """
-    metadata = next(iter(saes.values())).cfg.metadata
-    model_class = metadata.model_class_name or "HookedTransformer"
-    text = dataset or metadata.dataset_path
-    if metadata.model_name == BUNDLED_MODEL_NAME:
-        model = load_bundled_model(device)
-        if dataset is None:
-            return model, load_bundled_text("held_out"), "bundled, held out"
-    elif Path(metadata.model_name).is_dir() and model_class == "HookedTransformer":
-        # HookedTransformer knows models by their names on the Hub alone.
-        model = SAETransformerBridge.boot_transformers(
-            metadata.model_name, device=device
-        )
-        model.enable_compatibility_mode(no_processing=True)
-    else:
-        model = load_model(
-            model_class,
-            metadata.model_name,
-            device=device,
-            model_from_pretrained_kwargs=metadata.model_from_pretrained_kwargs,
-        )
-    return model, text, text
 
 
 def sweep_checkpoints(
     checkpoints: Sequence[Path],
     ks: Sequence[int],
     *,
+    model_name: str | None = None,
     dataset: str | None = None,
     contexts: int = 256,
     ce_contexts: int = 64,
     batch_size: int | None = None,
     jumprelu: bool = False,
     device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> MetricsTable:
     """Measure SAEs on disk, whose metadata name the model; see ``sweep_store``.
 
     Args:
         checkpoints: Folders of SAEs of SAELens that were trained on one model.
         ks: Strictly increasing numbers of features.
+        model_name: A model on the Hub or on disk; default the SAEs' own.
         dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
             first SAE was trained on, or for the bundled model its held-out text.
         contexts: As in ``sweep_store``; likewise the rest.
@@ -134,24 +61,23 @@ def sweep_checkpoints(
         batch_size: Likewise.
         jumprelu: Likewise.
         device: Where to put the model and the SAEs.
+        trust_remote_code: Whether Python that lies with the model may run.
 
     Returns:
         The table. SAEs are called by their folders' names, or paths where names clash.
 
     Raises:
-        ValueError: If ``ks`` does not fit, or the SAEs say nothing of their model or
-            have different ones.
+        ValueError: If ``ks`` does not fit, a SAE cannot be loaded, the SAEs say nothing
+            of their model or have different ones, or it needs Python of its own.
     """
     paths = name_checkpoints(checkpoints)
-    saes = load_saes(paths, device)
+    saes = load_saes(paths, device, model_name)
     for sae in saes.values():
         check_ks("ks", ks, sae.cfg.d_sae)
-    model, text, text_name = load_model_and_text(saes, dataset, device)
-    first = next(iter(saes.values()))
-    streaming = isinstance(text, str)
-    store = ActivationsStore.from_sae(
-        model, first, text, streaming=streaming, device=device
+    model, text, text_name = load_model_and_text(
+        saes, dataset, device, trust_remote_code=trust_remote_code
     )
+    store = load_store(model, next(iter(saes.values())), text, device=device)
     table = sweep_store(
         saes,
         store,
@@ -223,10 +149,15 @@ def sweep_store(
         "model": first.cfg.metadata.model_name,
         "hooks": sorted({str(sae.cfg.metadata.hook_name) for sae in saes.values()}),
         "context_size": store.context_size,
-        "tokens": rows[0].tokens,
-        "ce_tokens": rows[0].ce_tokens,
+        **{name: _one_or_by_sae(rows, name) for name in _COUNTS},
     }
     return MetricsTable(rows, provenance)
+
+
+def _one_or_by_sae(rows: Sequence[BudgetMetrics], name: str) -> Any:
+    """Return a count, by SAE where they were not all measured on the same tokens."""
+    counts = {row.sae: getattr(row, name) for row in rows}
+    return counts if len(set(counts.values())) > 1 else getattr(rows[0], name)
 
 
 def _batches(

@@ -27,6 +27,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
+from sae_lens_hierarchical.eval.model_run import Site
+from sae_lens_hierarchical.loading import load_store
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 from sae_lens_hierarchical.saes.checks import check_size
@@ -146,7 +148,7 @@ class SAEBench:
                 ),
                 self.model,
                 config,
-                ignore_tokens=special - {None},
+                ignore_tokens={*special, *Site.of(saes[entry.name]).excluded} - {None},
                 verbose=True,
             )
             metrics["misc_metrics"] = core_main.calculate_misc_metrics(features)
@@ -383,14 +385,8 @@ def draw_tokens(
         ValueError: If ``contexts`` is not at least 1, or the text has not one.
     """
     check_size("contexts", contexts)
-    store = ActivationsStore.from_sae(
-        model,
-        sae,
-        text,
-        context_size=CONTEXT_SIZE,
-        streaming=isinstance(text, str),
-        device=str(model.cfg.device),
-    )
+    device = str(model.cfg.device)
+    store = load_store(model, sae, text, context_size=CONTEXT_SIZE, device=device)
     store.shuffle_input_dataset(SEED)
     drawn = list(itertools.islice(store.iterable_sequences, contexts))
     if not drawn:

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_lens_hierarchical.eval.checkpoints import (
-    load_model_and_text,
-    load_saes,
-    name_checkpoints,
-)
 from sae_lens_hierarchical.eval.saebench import (
     BATCH_SIZE,
     CONTEXTS,
@@ -17,6 +12,11 @@ from sae_lens_hierarchical.eval.saebench import (
     Judge,
     SAEBench,
     draw_tokens,
+)
+from sae_lens_hierarchical.loading import (
+    load_model_and_text,
+    load_saes,
+    name_checkpoints,
 )
 
 __all__ = ["bench_checkpoints"]
@@ -39,6 +39,7 @@ def bench_checkpoints(
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
     force: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     """Run evals of SAEBench on SAEs at each k, on the same text; see ``SAEBench``.
 
@@ -57,6 +58,7 @@ def bench_checkpoints(
         batch_size: Contexts in one forward pass of the model.
         device: Where to put the model and the SAEs.
         force: Whether to make results again that are there.
+        trust_remote_code: Whether Python that lies with the model may run.
 
     Raises:
         ValueError: If an argument does not fit, or the SAEs have not one model.
@@ -67,7 +69,9 @@ def bench_checkpoints(
     if judge is None and "autointerp" in evals:
         raise ValueError("autointerp needs a judge, and no model was named for it")
     saes = load_saes(name_checkpoints(checkpoints), device, model_name)
-    model, text, text_name = load_model_and_text(saes, dataset, device)
+    model, text, text_name = load_model_and_text(
+        saes, dataset, device, trust_remote_code=trust_remote_code
+    )
     first = next(iter(saes.values()))
     bench = SAEBench(
         model=model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,10 @@ def sweep(
     """Measure SAEs at each k on the same tokens.
 
     The model runs once a batch, each SAE encodes it once for all k, and the memory that
-    statistics take does not grow with the tokens. Special tokens (BOS and the like)
-    keep their own activations and are not counted.
+    statistics take does not grow with the tokens. Special tokens (BOS and the like),
+    and positions and tokens that a SAE was not trained on (``seqpos_slice`` and a list
+    of ``exclude_special_tokens`` in its metadata), keep their own activations and are
+    not counted.
 
     Every SAE is read by its k largest features. Of a JumpReLU, gated or standard SAE
     these are the largest of those that it lets through; the one threshold of a
@@ -67,7 +70,7 @@ def sweep(
 
     Raises:
         ValueError: If ``ks`` does not fit, a SAE is of another kind, or there are no
-            tokens.
+            tokens to measure one on.
     """
     subjects = [_Subject(name, sae, ks) for name, sae in saes.items()]
     for subject in subjects:
@@ -83,7 +86,7 @@ def sweep(
             subject.reader.calibrate(one[subject.site] for one in x)
         del x
         batches = itertools.chain(first, batches)
-    loss_clean, loss_zeroed, ce_tokens = 0.0, dict.fromkeys(inputs, 0.0), 0
+    totals = {site: _Totals() for site in inputs}
     for n, batch in enumerate(batches):
         with_model = ce_batches is None or n < ce_batches
         run = ModelRun(model, batch, inputs, to_logits=with_model)
@@ -91,24 +94,27 @@ def sweep(
             subject.check_d_in(run)
         for site, x in run.x.items():
             inputs[site].add(x)
+            totals[site].excluded_tokens += batch.numel() - len(x)
             if run.clean is not None:
                 zeroed = run.logits(site, torch.zeros_like(x))
-                loss_zeroed[site] += run.loss_and_kl_div(zeroed)[0]
-        if run.clean is not None:
-            loss_clean += run.loss_and_kl_div(run.clean)[0]
-            ce_tokens += int(run.keep.sum())
+                totals[site].loss_zeroed += run.loss_and_kl_div(site, zeroed)[0]
+                totals[site].loss_clean += run.loss_and_kl_div(site, run.clean)[0]
+                totals[site].ce_tokens += len(x)
         for subject in subjects:
             subject.add(run, jumprelu=jumprelu)
             if progress is not None:
                 progress()
-    if not all(moments.count for moments in inputs.values()):
-        raise ValueError("batches must hold tokens that are not special, and have none")
+    for subject in subjects:
+        if not inputs[subject.site].count:
+            raise ValueError(
+                "batches must hold tokens that are not special and that "
+                f"{subject.name} was trained on (seqpos_slice, exclude_special_tokens)"
+                ", and have none"
+            )
     return [
         row
         for subject in subjects
-        for row in subject.rows(
-            inputs[subject.site], loss_clean, loss_zeroed[subject.site], ce_tokens
-        )
+        for row in subject.rows(inputs[subject.site], totals[subject.site])
     ]
 
 
@@ -121,6 +127,16 @@ def _split(
         first.append(batch)
         count += batch.numel()
     return first, rest
+
+
+@dataclass
+class _Totals:
+    """What is summed over the batches of one site, besides its activations."""
+
+    excluded_tokens: int = 0
+    ce_tokens: int = 0
+    loss_clean: float = 0.0
+    loss_zeroed: float = 0.0
 
 
 class _Subject:
@@ -148,22 +164,22 @@ class _Subject:
             outputs = self.outputs.setdefault((activation, k), empty)
             outputs.add(activations.to(x_hat.device).float(), x_hat.float(), *sums)
             if run.clean is not None:
-                loss, kl_div = run.loss_and_kl_div(run.logits(self.site, x_hat))
+                logits = run.logits(self.site, x_hat)
+                loss, kl_div = run.loss_and_kl_div(self.site, logits)
                 outputs.loss += loss
                 outputs.kl_div += kl_div
 
-    def rows(
-        self, inputs: Moments, loss_clean: float, loss_zeroed: float, ce_tokens: int
-    ) -> Iterator[BudgetMetrics]:
+    def rows(self, inputs: Moments, totals: _Totals) -> Iterator[BudgetMetrics]:
         tokens, variance = inputs.count, inputs.variance()
-        to_win = loss_zeroed - loss_clean
+        ce_tokens = totals.ce_tokens
+        to_win = totals.loss_zeroed - totals.loss_clean
         trained_k = self.reader.trained_k
         if trained_k is None:
             trained_k = round(int(self.outputs["own", None].firings.sum()) / tokens)
         cosines = self.reader.cosines.mean().float().numpy()
         for (activation, k), outputs in self.outputs.items():
             firings = outputs.firings
-            won_back = loss_zeroed - outputs.loss
+            won_back = totals.loss_zeroed - outputs.loss
             yield BudgetMetrics(
                 sae=self.name,
                 architecture=self.reader.architecture,
@@ -172,6 +188,7 @@ class _Subject:
                 k=trained_k if k is None else k,
                 tokens=tokens,
                 ce_tokens=ce_tokens,
+                excluded_tokens=totals.excluded_tokens,
                 l0=int(firings.sum()) / tokens,
                 explained_variance=1 - outputs.error.mean_square() / variance,
                 fvu=outputs.error.variance() / variance,

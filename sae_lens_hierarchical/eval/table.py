@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ _PROVENANCE = b"sae_lens_hierarchical"
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetMetrics:
-    """What one SAE does at one k, over all tokens but the special ones.
+    """What one SAE does at one k, over the tokens that it was trained for.
+
+    These are all but the special ones and those that its metadata exclude.
 
     Attributes:
         sae: The SAE's name.
@@ -39,6 +41,8 @@ class BudgetMetrics:
         tokens: How many tokens were measured.
         ce_tokens: How many of them the model was run on for the next two metrics; 0
             where it was on none, and those are NaN.
+        excluded_tokens: How many more were in the same contexts and not measured; None
+            in tables of a version that did not count them.
         ce_loss_score: How much of the cross-entropy loss that zeros in place of the
             activations cost is won back by x̂: 1 is all of it.
         kl_div: KL of the model's next-token distribution with x̂ from that with x, nats.
@@ -80,6 +84,7 @@ class BudgetMetrics:
     frequency: np.ndarray = field(compare=False, repr=False)
     mean_squared_activation: np.ndarray = field(compare=False, repr=False)
     cosine_to_next: np.ndarray = field(compare=False, repr=False)
+    excluded_tokens: int | None = None
 
     @property
     def ours(self) -> bool:
@@ -89,6 +94,7 @@ class BudgetMetrics:
 
 _SERIES = ("frequency", "mean_squared_activation", "cosine_to_next")
 _COLUMNS = tuple(f.name for f in fields(BudgetMetrics))
+_REQUIRED = {f.name for f in fields(BudgetMetrics) if f.default is MISSING}
 
 
 @dataclass(frozen=True)
@@ -144,11 +150,12 @@ def read_table(path: Path) -> MetricsTable:
         arrow = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no parquet file: {error}") from error
-    if missing := set(_COLUMNS) - set(arrow.column_names):
+    if missing := _REQUIRED - set(arrow.column_names):
         raise ValueError(f"{path} lacks the columns {sorted(missing)}")
+    found = [name for name in _COLUMNS if name in arrow.column_names]
     metadata = arrow.schema.metadata or {}
     return MetricsTable(
-        list(_rows(arrow.select(_COLUMNS))),
+        list(_rows(arrow.select(found))),
         json.loads(metadata.get(_PROVENANCE, b"{}")),
     )
 

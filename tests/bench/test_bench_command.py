@@ -13,6 +13,7 @@ from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.data import load_bundled_text
 from sae_lens_hierarchical.eval.saebench_results import autointerp_scores, read_results
 from tests.bench.judge_server import JudgeServer
+from tests.stranger import Stranger
 
 SMALL = ["--k", "2,8", "--contexts", "24", "--latents", "4"]
 # Nobody is there: it is not to be asked.
@@ -79,6 +80,25 @@ def test_a_local_model_and_text_in_place_of_hub_names(
     assert [k for _, k, _ in autointerp_scores(tmp_path / "results")] == [2, 8]
     assert main(["bench", str(tmp_path / "sae"), *SMALL, *output]) == 2
     assert "must name one model" in capsys.readouterr().err
+
+
+def test_a_strangers_python_runs_only_by_the_users_flag(
+    stranger: Stranger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger.add_model_code()
+    stranger.save_sae(
+        model_class_name="HookedTransformer",
+        model_from_pretrained_kwargs={"trust_remote_code": True},
+    )
+    command = ["bench", str(stranger.sae), *SMALL, "--output", str(tmp_path / "out")]
+
+    assert main(command) == 2
+    assert "'trust_remote_code': True" in capsys.readouterr().err
+    assert main([*command, "--model", str(stranger.model)]) == 2
+    assert "may run Python of its own only with" in capsys.readouterr().err
+    assert not stranger.ran.exists()
+    assert main([*command, "--trust-remote-code"]) == 0
+    assert stranger.ran.exists()
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,13 @@ def files(bench: SAEBench) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize("exclude", [True, False])
 def test_core_finds_what_the_sweep_finds(
-    bench: SAEBench, sae: HierarchicalTopKSAE, tokens: Tensor
+    bench: SAEBench, sae: HierarchicalTopKSAE, tokens: Tensor, exclude: bool
 ) -> None:
+    sae = copy.deepcopy(sae)
+    if exclude:  # tokens that the SAE was not trained on
+        sae.cfg.metadata.exclude_special_tokens = tokens[0, 1:9].tolist()
     before = copy.deepcopy(sae)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Decoder weights are not normalized")

@@ -304,6 +304,101 @@ def test_latents_statistics_are_those_of_dense_activations(
     assert [len(result.cosine_to_next) for result in results] == [0, 2, 7]
 
 
+@pytest.mark.parametrize("exclude", [True, [17, 300]])
+def test_what_was_never_trained_on_is_left_out(
+    exclude: bool | list[int],
+    sae: HierarchicalTopKSAE,
+    model: HookedSAETransformer,
+    tokens: Tensor,
+) -> None:
+    """All metrics are those of a plain computation on the positions trained on."""
+    tokens = tokens.clone()
+    tokens[:, 7] = 17
+    narrow = copy.deepcopy(sae)
+    narrow.cfg.metadata.seqpos_slice = [3, -2]  # as JSON has it
+    narrow.cfg.metadata.exclude_special_tokens = exclude
+    saes: dict[str, SAE[Any]] = {"narrow": narrow, "all": sae}
+
+    table = MetricsTable(sweep(saes, model, tokens.split(4), KS))
+
+    keep = torch.zeros_like(tokens, dtype=torch.bool)
+    keep[:, 3:-2] = True
+    keep &= tokens != model.tokenizer.bos_token_id  # type: ignore[union-attr]
+    if exclude is not True:
+        keep &= ~torch.isin(tokens, torch.tensor(exclude))
+    logits: Any
+    logits, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
+    activations = cache[BUNDLED_HOOK_NAME]
+    x = activations[keep]
+
+    def loss_and_kl_div(x_hat: Tensor) -> tuple[float, float]:
+        spliced = activations.clone()
+        spliced[keep] = x_hat
+
+        def splice(_: Tensor, hook: Any) -> Tensor:
+            return spliced
+
+        other = model.run_with_hooks(tokens, fwd_hooks=[(BUNDLED_HOOK_NAME, splice)])
+        before, after = logits.log_softmax(-1), other.log_softmax(-1)
+        following = after[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+        kl_div = (before.exp() * (before - after)).sum(-1)[keep].mean()
+        return -float(following[keep[:, :-1]].mean()), float(kl_div)
+
+    clean = loss_and_kl_div(x)[0]
+    zeroed = loss_and_kl_div(torch.zeros_like(x))[0]
+    for row in table.select(sae="narrow"):
+        with narrow.at_k(row.k), torch.no_grad():
+            acts = narrow.encode(x)
+            x_hat = narrow.decode(acts)
+        error = (x_hat - x).pow(2).sum(-1).mean()
+        variance = x.var(0, correction=0).sum()
+        loss, kl_div = loss_and_kl_div(x_hat)
+        assert (row.tokens, row.ce_tokens) == (len(x), len(x))
+        assert row.excluded_tokens == tokens.numel() - len(x)
+        assert row.l0 == pytest.approx(float((acts > 0).sum(-1).float().mean()))
+        assert row.mse == pytest.approx(float(error), rel=1e-4)
+        expected = pytest.approx(float(1 - error / variance), rel=1e-4)
+        assert row.explained_variance == expected
+        score = (zeroed - loss) / (zeroed - clean)
+        assert row.ce_loss_score == pytest.approx(score, rel=1e-3)
+        assert row.kl_div == pytest.approx(kl_div, rel=1e-3)
+    everywhere = measure(sae, model, tokens, KS)
+    for row, alone in zip(table.select(sae="all"), everywhere, strict=True):
+        assert row.explained_variance == pytest.approx(alone.explained_variance)
+        assert row.kl_div == pytest.approx(alone.kl_div)
+        assert row.tokens == alone.tokens > len(x)
+
+
+def test_the_provenance_says_what_each_sae_was_measured_on(
+    sae: HierarchicalTopKSAE, model: HookedSAETransformer
+) -> None:
+    narrow = copy.deepcopy(sae)
+    narrow.cfg.metadata.seqpos_slice = (3, -2)
+    store = ActivationsStore.from_sae(
+        model, sae, load_bundled_text("held_out"), streaming=False
+    )
+
+    both = sweep_store({"all": sae, "narrow": narrow}, store, [8], contexts=4)
+    alone = sweep_store({"narrow": narrow}, store, [8], contexts=4)
+
+    rows = {row.sae: row for row in both.rows}
+    for name in ("tokens", "ce_tokens", "excluded_tokens"):
+        counts = {sae: getattr(row, name) for sae, row in rows.items()}
+        assert both.provenance[name] == counts
+        assert alone.provenance[name] == getattr(alone.rows[0], name)
+    assert rows["all"].tokens + rows["all"].excluded_tokens == 4 * 32  # type: ignore[operator]
+    assert rows["narrow"].excluded_tokens >= 4 * 5  # type: ignore[operator]
+
+
+def test_an_empty_choice_of_positions_is_named(
+    sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
+) -> None:
+    nowhere = copy.deepcopy(sae)
+    nowhere.cfg.metadata.seqpos_slice = (32, None)
+    with pytest.raises(ValueError, match="that it was trained on"):
+        measure(nowhere, model, tokens, KS)
+
+
 def test_many_saes_share_one_stream_of_any_batches(
     sae: HierarchicalTopKSAE, model: HookedSAETransformer, tokens: Tensor
 ) -> None:
@@ -501,6 +596,17 @@ def test_table_round_trips(tmp_path: Path) -> None:
     plain = pd.read_csv(path.with_suffix(".csv"))
     assert plain["l0"].tolist() == [row.l0 for row in rows]
     assert not {"frequency", "cosine_to_next"} & set(plain)
+
+
+def test_tables_of_an_older_version_are_read() -> None:
+    """docs/comparison's was written before tokens left out were counted."""
+    folder = Path(__file__).parents[2] / "docs" / "comparison"
+
+    table = read_table(folder / "metrics.parquet")
+
+    assert len(table.rows) > 100
+    assert {row.excluded_tokens for row in table.rows} == {None}
+    assert table.rows[0].tokens == 77_503
 
 
 def test_other_files_are_no_tables(tmp_path: Path) -> None:

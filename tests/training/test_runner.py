@@ -37,7 +37,7 @@ from sae_lens_hierarchical import (
     TrainingInterrupted,
 )
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME
-from sae_lens_hierarchical.saes.loading import load_sae
+from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.training.activations_store import MixingBuffer
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint, whole_folder
 from tests.conftest import MakeConfig

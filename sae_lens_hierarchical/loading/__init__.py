@@ -1,0 +1,16 @@
+"""Every way to get SAEs, models and texts from folders and the Hub.
+
+What lies there may come from a stranger. Nothing of it runs, and what does not fit is
+one clear error.
+"""
+
+from sae_lens_hierarchical.loading.models import load_model_and_text, load_store
+from sae_lens_hierarchical.loading.saes import load_sae, load_saes, name_checkpoints
+
+__all__ = [
+    "load_model_and_text",
+    "load_sae",
+    "load_saes",
+    "load_store",
+    "name_checkpoints",
+]

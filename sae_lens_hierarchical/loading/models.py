@@ -1,0 +1,240 @@
+"""Language models and texts that SAEs' metadata name: loaded, but never run.
+
+An SAE's metadata are its author's text. A model or a text that they name, on the Hub or
+on disk, is data: its weights and files are read. Python that lies with a model runs
+only if the user says so, and Python that lies with a text never.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from sae_lens import SAE, ActivationsStore
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from sae_lens.constants import DTYPE_MAP
+from sae_lens.load_model import HookedProxyLM, load_model
+from sae_lens.saes.sae import SAEMetadata
+from transformer_lens.loading_from_pretrained import (
+    NEED_REMOTE_CODE_MODELS,
+    get_official_model_name,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    dynamic_module_utils,
+)
+
+from sae_lens_hierarchical.data import (
+    BUNDLED_MODEL_NAME,
+    load_bundled_model,
+    load_bundled_text,
+)
+
+__all__ = ["load_model_and_text", "load_store", "metadata_kwargs"]
+
+MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
+TRUST = "--trust-remote-code (in Python: trust_remote_code=True)"
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _one_of(*allowed: str) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and value in allowed
+
+
+def _revision(value: object) -> bool:
+    # No slash: refs/pr/1 is what anybody proposed to the model's repository.
+    return isinstance(value, str) and bool(re.fullmatch(r"\w[\w.-]*", value))
+
+
+# What may come from metadata, and which values.
+_ALLOWED: dict[str, Callable[[object], bool]] = {
+    "attn_implementation": _one_of("eager", "sdpa", "flash_attention_2"),
+    "center_unembed": _flag,
+    "center_writing_weights": _flag,
+    "checkpoint_index": _number,
+    "checkpoint_value": _number,
+    "default_padding_side": _one_of("left", "right"),
+    "default_prepend_bos": _flag,
+    "device_map": _one_of("auto", "balanced", "balanced_low_0", "sequential"),
+    "dtype": _one_of("auto", *DTYPE_MAP),
+    "first_n_layers": _number,
+    "fold_ln": _flag,
+    "fold_value_biases": _flag,
+    "low_cpu_mem_usage": _flag,
+    "n_ctx": _number,
+    "n_devices": _number,
+    "refactor_factored_attn_matrices": _flag,
+    "revision": _revision,
+    "torch_dtype": _one_of("auto", *DTYPE_MAP),
+    "trust_remote_code": lambda value: value is False,
+}
+
+
+def metadata_kwargs(metadata: SAEMetadata) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keyword arguments for the model that metadata may set, and others."""
+    kwargs = metadata.model_from_pretrained_kwargs or {}
+    refused = {
+        name: value
+        for name, value in kwargs.items()
+        if value is not None and not (name in _ALLOWED and _ALLOWED[name](value))
+    }
+    allowed = {
+        name: value
+        for name, value in kwargs.items()
+        if name in _ALLOWED and name not in refused and name != "trust_remote_code"
+    }
+    return allowed, refused
+
+
+def load_model_and_text(
+    saes: Mapping[str, SAE[Any]],
+    dataset: str | None,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+) -> tuple[Any, str | Dataset, str]:
+    """Load what SAEs of one model are measured on.
+
+    Args:
+        saes: The SAEs; their model may be a folder.
+        dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
+            first SAE was trained on, or for the bundled model its held-out text.
+        device: Where to put the model.
+        trust_remote_code: Whether Python that lies with the model may run.
+
+    Returns:
+        The model, the text, and what to call the text.
+
+    Raises:
+        ValueError: If the first SAE's metadata ask for more than an SAE may, naming the
+            arguments, or if the model needs Python of its own and may not run it.
+    """
+    name, metadata = next((name, sae.cfg.metadata) for name, sae in saes.items())
+    if metadata.model_name == BUNDLED_MODEL_NAME:
+        model = load_bundled_model(device)
+        if dataset is None:
+            return model, load_bundled_text("held_out"), "bundled, held out"
+    else:
+        model = _load_model(name, metadata, device, trust_remote_code)
+    text = dataset or metadata.dataset_path
+    if not text:
+        raise ValueError(f"{name}'s metadata name no dataset: name one with --dataset")
+    return model, text, text
+
+
+def load_store(
+    model: Any, sae: SAE[Any], text: str | Dataset, **options: Any
+) -> ActivationsStore:
+    """Return SAELens's store of a text, which runs no Python that lies with the text.
+
+    Args:
+        model: The language model, whose tokenizer is used.
+        sae: Any SAE of it.
+        text: A data set, or its name on the Hub or path.
+        options: As ``ActivationsStore.from_sae`` takes them.
+    """
+    with _not_asking():
+        return ActivationsStore.from_sae(
+            model,
+            sae,
+            text,
+            dataset_trust_remote_code=False,
+            streaming=isinstance(text, str),
+            **options,
+        )
+
+
+def _load_model(
+    name: str, metadata: SAEMetadata, device: str, trust_remote_code: bool
+) -> Any:
+    model_name: Any = metadata.model_name
+    model_class = metadata.model_class_name or "HookedTransformer"
+    if model_class not in MODEL_CLASSES:
+        raise ValueError(
+            f"{name}'s metadata.model_class_name must be one of {MODEL_CLASSES}, "
+            f"got {model_class!r}"
+        )
+    kwargs, refused = metadata_kwargs(metadata)
+    if trust_remote_code:
+        refused.pop("trust_remote_code", None)
+        if "revision" in kwargs:  # the user trusts the model, not any version of it
+            refused["revision"] = kwargs["revision"]
+    if refused:
+        flag = f"; {TRUST} allows trust_remote_code, if you trust that model's authors"
+        raise ValueError(
+            f"{name}'s metadata load {model_name!r} with {refused}, which an SAE may "
+            f"not ask for{flag if 'trust_remote_code' in refused else ''}. A model "
+            "that you name with --model (in Python: model_name) is loaded without them"
+        )
+    try:
+        with _not_asking():
+            return _load(model_class, model_name, kwargs, device, trust_remote_code)
+    except ValueError as error:
+        if trust_remote_code or "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{model_name} may run Python of its own only with {TRUST}: {error}"
+        ) from error
+
+
+def _load(
+    model_class: str,
+    model_name: str,
+    kwargs: dict[str, Any],
+    device: str,
+    trust_remote_code: bool,
+) -> Any:
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if model_class == "AutoModelForCausalLM":
+        # As SAELens's load_model, which does not tell the tokenizer about trust.
+        version = {n: kwargs[n] for n in ("revision",) if n in kwargs}
+        config = AutoConfig.from_pretrained(model_name, **version, **trust)
+        if "/" in str(config._attn_implementation) and not trust_remote_code:
+            kernel = config._attn_implementation
+            raise ValueError(f"its kernel {kernel!r} needs trust_remote_code")
+        model: Any = AutoModelForCausalLM.from_pretrained(model_name, **kwargs, **trust)
+        if kwargs.get("device_map") is None:
+            model = model.to(device)
+        return HookedProxyLM(model, AutoTokenizer.from_pretrained(model_name, **trust))
+    if model_class == "HookedTransformer":
+        if Path(model_name).is_dir():
+            # HookedTransformer knows models by their names on the Hub alone.
+            bridge = SAETransformerBridge.boot_transformers(
+                model_name, device=device, **trust
+            )
+            bridge.enable_compatibility_mode(no_processing=True)
+            return bridge
+        official_name = get_official_model_name(model_name)
+        # For these TransformerLens trusts the Hub by itself.
+        if official_name.startswith(NEED_REMOTE_CODE_MODELS) and not trust_remote_code:
+            raise ValueError("TransformerLens loads it with trust_remote_code")
+    return load_model(
+        model_class,
+        model_name,
+        device=device,
+        model_from_pretrained_kwargs=kwargs,
+    )
+
+
+@contextmanager
+def _not_asking() -> Iterator[None]:
+    """Let transformers refuse a repository's Python where it would ask the terminal."""
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
