@@ -1,0 +1,57 @@
+"""Locks on files that end with the process that holds them, however it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: folders still appear whole, two writers are not told
+    fcntl = None
+
+__all__ = ["locked"]
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock that is the file ``path``, and take the file away afterwards.
+
+    Args:
+        path: The file; its folder exists.
+        wait: Whether to wait for another holder.
+
+    Raises:
+        BlockingIOError: If another one holds it and ``wait`` is off.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = _open_locked(path, wait)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, wait: bool) -> int:
+    assert fcntl is not None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            return descriptor  # a file system without locks
+        # The holder before may have taken its file away: the lock is on the one there.
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
