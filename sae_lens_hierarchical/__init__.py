@@ -14,6 +14,7 @@ from sae_lens_hierarchical.training import (
     PRESETS,
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
+    TrainingDivergedError,
     TrainingInterrupted,
     preset,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "HierarchicalTopKTrainingSAEConfig",
     "LanguageModelSAERunnerConfig",
     "LanguageModelSAETrainingRunner",
+    "TrainingDivergedError",
     "TrainingInterrupted",
     "calibrate_thresholds",
     "preset",

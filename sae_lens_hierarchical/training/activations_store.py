@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Self, override
 
-__all__ = ["MixingBuffer", "ResumableActivationsStore", "TrackedPrefetch"]
+__all__ = [
+    "MixingBuffer",
+    "ResumableActivationsStore",
+    "TrackedPrefetch",
+    "refusing_empty",
+]
 
 
 class MixingBuffer(Iterator[Tensor]):
@@ -223,3 +229,18 @@ class TrackedPrefetch(PrefetchingIterator[Any]):
         batch = super().__next__()
         self._store.prefetched.popleft()
         return self._store.unpack(batch)
+
+
+@contextmanager
+def refusing_empty(dataset_path: str) -> Iterator[None]:
+    """Say what SAELens's StopIteration at a dataset without documents means.
+
+    Raises:
+        ValueError: In its place.
+    """
+    try:
+        yield
+    except StopIteration:
+        raise ValueError(
+            f"the dataset {dataset_path!r} must have at least one document, got none"
+        ) from None

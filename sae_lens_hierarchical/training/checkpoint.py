@@ -23,7 +23,13 @@ from sae_lens.constants import (
 from sae_lens_hierarchical.training.atomic_directory import MANIFEST_FILENAME
 from sae_lens_hierarchical.training.manifest import read_json, read_manifest, verify
 
-__all__ = ["Checkpoint", "check_unfinished", "find_checkpoint", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "check_unfinished",
+    "find_checkpoint",
+    "open_checkpoint",
+    "read_runner_cfg",
+]
 
 _FILES_OF_AN_SAE = (
     SAE_WEIGHTS_FILENAME,
@@ -100,6 +106,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, _origin(folder)[0], runner_cfg)
 
 
+def read_runner_cfg(folder: Path) -> dict[str, Any]:
+    """Return the config of the run that wrote a checkpoint, as ``to_dict`` gives it.
+
+    Raises:
+        ValueError: If its file is damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        verify(folder, manifest, {RUNNER_CFG_FILENAME})
+    return read_json(folder / RUNNER_CFG_FILENAME)
+
+
 def check_unfinished(checkpoint: Path, normalize_activations: str) -> None:
     """Raise a ValueError if a run with this normalization has ended with a checkpoint.
 
@@ -138,14 +156,16 @@ def _checkpoints_in(path: Path) -> list[Path]:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """Return the folders of a checkpoint's SAEs: itself, or one a SAE."""
-    runner_cfg = folder / RUNNER_CFG_FILENAME
-    names = read_json(runner_cfg).get("saes") if runner_cfg.is_file() else None
-    if names is None:
-        return [folder]
-    if any(Path(name).name != name for name in names):
-        raise ValueError(f"{runner_cfg} names SAEs outside of its folder: {[*names]}")
-    return [folder / name for name in names]
+    """Return the folders of a checkpoint's SAEs: itself, or a sub-folder each."""
+    path = folder / RUNNER_CFG_FILENAME
+    runner_cfg = read_json(path) if path.is_file() else {}
+    several = runner_cfg.get("saes", {})
+    for sae in (several, runner_cfg.get("sae", {})):
+        if not isinstance(sae, dict):
+            raise ValueError(f"{path} is damaged: it has no SAE's fields, but {sae!r}")
+    if any(Path(name).name != name for name in several):
+        raise ValueError(f"{path} names SAEs outside of its folder: {[*several]}")
+    return [folder / name for name in several] or [folder]
 
 
 def _check_files(folder: Path) -> None:

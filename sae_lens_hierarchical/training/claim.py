@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sae_lens_hierarchical.training.atomic_directory import remove_abandoned
 from sae_lens_hierarchical.training.locks import locked
@@ -14,21 +15,24 @@ __all__ = ["claimed"]
 
 
 @contextmanager
-def claimed(folders: Mapping[str, str | None]) -> Iterator[None]:
-    """Hold folders for one run, and remove afterwards those made for it left empty.
+def claimed(cfg: Any) -> Iterator[None]:
+    """Hold a run's folders for it, and remove afterwards what was made and left empty.
 
-    The folders are created, and what killed runs left half written there is removed.
+    What killed runs left half written there is removed.
 
     Args:
-        folders: By the config's field; None is for a run without one.
+        cfg: The run's, for one SAE or several.
 
     Raises:
         ValueError: If one cannot be written, or another run holds it, naming the field.
     """
-    paths = {Path(f).resolve(): field for field, f in folders.items() if f is not None}
+    folders: dict[Path, str] = {}
+    for field in ("output_path", "checkpoint_path"):
+        if (folder := getattr(cfg, field)) is not None:
+            folders.setdefault(Path(folder).resolve(), field)
     with ExitStack() as stack:
-        for path, field in paths.items():
-            stack.enter_context(_claimed(field, path))
+        for folder, field in folders.items():
+            stack.enter_context(_claimed(field, folder))
         yield
 
 

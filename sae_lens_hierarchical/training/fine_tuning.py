@@ -90,6 +90,6 @@ def _check_equal(source: Path, was: dict[str, Any], asked: dict[str, Any]) -> No
     ]
     if differing:
         raise ValueError(
-            f"from_pretrained_path {source} cannot be trained on with other fields (its "
-            "own -> what was asked for): " + ", ".join(differing)
+            f"from_pretrained_path {source} cannot be trained on with other fields "
+            f"(its own -> what was asked for): {', '.join(differing)}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -26,9 +26,6 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     Raises:
         BlockingIOError: If another one holds it and ``wait`` is off.
     """
-    if fcntl is None:
-        yield
-        return
     descriptor = _open_locked(path, wait)
     try:
         yield
@@ -38,9 +35,10 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def _open_locked(path: Path, wait: bool) -> int:
-    assert fcntl is not None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if fcntl is None:
+            return descriptor
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -48,10 +46,8 @@ def _open_locked(path: Path, wait: bool) -> int:
             raise
         except OSError:
             return descriptor  # a file system without locks
-        # The holder before may have taken its file away: the lock is on the one there.
-        try:
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        # A holder takes its file away as it ends: the lock must be on the one there.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        except FileNotFoundError:
-            pass
         os.close(descriptor)

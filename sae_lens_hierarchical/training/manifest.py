@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,17 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
     return manifest
 
 
-def verify(checkpoint: Path, manifest: Manifest) -> None:
-    """Compare a checkpoint's files with its manifest.
+def verify(
+    checkpoint: Path, manifest: Manifest, names: Collection[str] | None = None
+) -> None:
+    """Compare a checkpoint's files, or those of ``names``, with its manifest.
 
     Raises:
         ValueError: If one is missing or is not what was written, naming it.
     """
     for name, facts in manifest.files.items():
+        if names is not None and name not in names:
+            continue
         path = checkpoint / name
         if not path.is_file():
             raise ValueError(f"{checkpoint} is no whole checkpoint: it lacks {name}")

@@ -1,17 +1,22 @@
-"""What may differ between a run and its checkpoint, and what is taken from another's."""
+"""What may differ between a run and its checkpoint, and what a stranger's may say."""
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_lens import logger
 
-from sae_lens_hierarchical.training.checkpoint import Checkpoint
+from sae_lens_hierarchical.training.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    open_checkpoint,
+)
 
-__all__ = ["check_model_kwargs", "check_same_run", "lies_where_it_was_written"]
+__all__ = ["check_model_kwargs", "lies_where_it_was_written", "origin", "resumed"]
 
 # What makes no other run: devices, where outputs go, how it is logged and computed.
 _MAY_DIFFER = {
@@ -59,7 +64,32 @@ _PLAIN_MODEL_KWARGS = {
 }
 
 
-def check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
+def resumed(cfg: Any) -> Checkpoint | None:
+    """Return the checkpoint that a run goes on from, if it does.
+
+    Args:
+        cfg: The run's, for one SAE or several; its ``resume_from_checkpoint`` becomes
+            the checkpoint's own folder.
+
+    Raises:
+        ValueError: If there is no whole one, or it is of another run.
+    """
+    if cfg.resume_from_checkpoint is None:
+        return None
+    checkpoint = open_checkpoint(find_checkpoint(cfg.resume_from_checkpoint))
+    _check_same_run(checkpoint, cfg.to_dict())
+    cfg.resume_from_checkpoint = str(checkpoint.folder)
+    return checkpoint
+
+
+def origin(checkpoint: Checkpoint | None) -> tuple[str, Path | None]:
+    """Return a run's id, a new one for a new run, and what it goes on from."""
+    if checkpoint is None:
+        return uuid.uuid4().hex, None
+    return checkpoint.run_id, checkpoint.folder
+
+
+def _check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
     """Compare a config with that of the run that wrote a checkpoint.
 
     Args:
@@ -119,27 +149,26 @@ def check_model_kwargs(
         )
 
 
-def lies_where_it_was_written(checkpoint: Checkpoint) -> bool:
+def lies_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:
     """Tell whether a checkpoint is where its own config says, not from elsewhere."""
-    written = checkpoint.runner_cfg.get("checkpoint_path")
+    written = runner_cfg.get("checkpoint_path")
     if not isinstance(written, str):
         return False
-    return Path(written).resolve() == checkpoint.folder.resolve().parent
+    return Path(written).resolve() == folder.resolve().parent
 
 
 def _may_differ(name: str) -> bool:
-    first, _, rest = name.partition(".")
-    if first in ("sae", "saes"):
-        return rest.rpartition(".")[2] in _MAY_DIFFER_OF_AN_SAE
-    return first in _MAY_DIFFER
+    if name.startswith(("sae.", "saes.")):
+        return name.rpartition(".")[2] in _MAY_DIFFER_OF_AN_SAE
+    return name in _MAY_DIFFER
 
 
 def _flat(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with its SAEs' fields by names like ``sae.k`` and ``saes.a.k``."""
-    flat = {n: v for n, v in cfg.items() if n not in ("sae", "saes")}
-    saes = {f"saes.{name}": sae for name, sae in cfg.get("saes", {}).items()}
-    if saes:
-        flat["saes"] = [*cfg["saes"]]
+    """Return a config with its SAEs' fields under names like ``saes.a.k``."""
+    flat = {name: v for name, v in cfg.items() if name not in ("sae", "saes")}
+    several = cfg.get("saes", {})
+    flat["saes"] = [*several]
+    saes = {f"saes.{name}": sae for name, sae in several.items()}
     if "sae" in cfg:
         saes["sae"] = cfg["sae"]
     for prefix, sae in saes.items():

@@ -39,7 +39,8 @@ from sae_lens_hierarchical import (
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME
 from sae_lens_hierarchical.saes.loading import load_sae
 from sae_lens_hierarchical.training.activations_store import MixingBuffer
-from sae_lens_hierarchical.training.checkpoint import find_checkpoint, whole_folder
+from sae_lens_hierarchical.training.atomic_directory import atomic_directory
+from sae_lens_hierarchical.training.checkpoint import find_checkpoint
 from tests.conftest import MakeConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
@@ -369,7 +370,7 @@ def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "sae"
 
     def fail() -> None:
-        with whole_folder(folder) as staging:
+        with atomic_directory(folder) as staging:
             (staging / "cfg.json").write_text("half")
             raise RuntimeError("killed")
 
@@ -377,10 +378,10 @@ def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         fail()
     assert list(tmp_path.iterdir()) == []
 
-    with whole_folder(folder) as staging:
+    with atomic_directory(folder) as staging:
         (staging / "cfg.json").write_text("first")
     (folder / "notes.txt").write_text("mine")
-    with whole_folder(folder) as staging:
+    with atomic_directory(folder) as staging:
         (staging / "cfg.json").write_text("second")
         assert (folder / "cfg.json").read_text() == "first"
     assert (folder / "cfg.json").read_text() == "second"
