@@ -135,8 +135,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         )
         if "sae" not in fields:
             raise ValueError(
-                f"{folder} is of several SAEs: give it to the SideBySideRunner's config "
-                "as resume_from_checkpoint"
+                f"{folder} is of several SAEs: give it to a SideBySideRunner's config as "
+                "resume_from_checkpoint"
             )
         at_home = lies_where_it_was_written(folder, fields)
         if output is None and not at_home:
