@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -232,15 +232,24 @@ class TrackedPrefetch(PrefetchingIterator[Any]):
 
 
 @contextmanager
-def refusing_empty(dataset_path: str) -> Iterator[None]:
-    """Say what SAELens's StopIteration at a dataset without documents means.
+def refusing_empty(dataset: object, dataset_path: str) -> Iterator[None]:
+    """Refuse a dataset without documents, before or while SAELens opens it.
+
+    SAELens would take another one, or end in StopIteration.
+
+    Args:
+        dataset: The dataset itself; None if it is read from ``dataset_path``.
+        dataset_path: The one that the config names.
 
     Raises:
-        ValueError: In its place.
+        ValueError: If it has none.
     """
     try:
+        if isinstance(dataset, Sized) and len(dataset) == 0:
+            raise StopIteration
         yield
     except StopIteration:
+        which = dataset_path if dataset is None else dataset
         raise ValueError(
-            f"the dataset {dataset_path!r} must have at least one document, got none"
+            f"the dataset must have at least one document, got none in {which!r}"
         ) from None

@@ -92,7 +92,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
                 override_sae = sae_from_pretrained(cfg.sae, source, cfg.device)
             else:  # whose weights they will be
                 override_sae = TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
-        with refusing_empty(cfg.dataset_path):
+        with refusing_empty(override_dataset, cfg.dataset_path):
             super().__init__(cfg, override_dataset, override_model, override_sae)
         if not cfg.use_cached_activations:
             check_hook(
@@ -135,8 +135,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         )
         if "sae" not in fields:
             raise ValueError(
-                f"{folder} is of several SAEs: give it to a SideBySideRunner's config as "
-                "resume_from_checkpoint"
+                f"{folder} is of several SAEs: set it as resume_from_checkpoint in the "
+                "config of a SideBySideRunner"
             )
         at_home = lies_where_it_was_written(folder, fields)
         if output is None and not at_home:

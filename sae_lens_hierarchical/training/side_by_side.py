@@ -111,7 +111,7 @@ class SideBySideRunner(MultiSAETrainingRunner):
                 check_unfinished(part, sae.normalize_activations)
         with claimed(cfg):
             pass  # they can be written: the run itself holds them
-        with refusing_empty(cfg.dataset_path):
+        with refusing_empty(override_dataset, cfg.dataset_path):
             super().__init__(cfg, override_dataset, override_model, override_saes)
         self.activations_store = ResumableActivationsStore.adopt(self.activations_store)
 

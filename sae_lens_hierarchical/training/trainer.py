@@ -118,13 +118,13 @@ class LiveTrainer:
     def check_finite(self) -> None:
         """Raise TrainingDivergedError if a loss so far, or a weight, is not finite."""
         self._look_at_losses()
+        step = self.n_training_samples // self.cfg.train_batch_size_samples
         for name, sae in self.trained().items():
             for weight, value in sae.named_parameters():
                 if not value.isfinite().all():
                     raise TrainingDivergedError(
-                        f"{weight}{_of(name)} is not finite after step "
-                        f"{self.n_training_steps} ({self.n_training_samples:,} samples "
-                        "seen)",
+                        f"{weight}{_of(name)} is not finite after step {step} "
+                        f"({self.n_training_samples:,} samples seen)",
                         self.last_checkpoint,
                     )
 

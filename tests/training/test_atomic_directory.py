@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def other_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on another file system than ``tmp_path``."""
-    memory = Path("/dev/shm")  # noqa: S108
+    memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second file system")
     with tempfile.TemporaryDirectory(dir=memory) as folder:
@@ -176,7 +176,7 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
     other_name.symlink_to(tmp_path / "sae")
     for output in (tmp_path / "sae", other_name):
         with (
-            pytest.raises(ValueError, match="output_path .* by another run"),
+            pytest.raises(ValueError, match=r"output_path .* by another run"),
             claimed(claim(output)),
         ):
             pytest.fail("claimed twice")
