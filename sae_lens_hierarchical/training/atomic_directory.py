@@ -56,7 +56,8 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     is_new = not folder.exists()
     # On the file system of the final files, so that they can be renamed.
     beside = folder.parent if is_new else folder
-    beside.mkdir(parents=True, exist_ok=True)
+    if not beside.exists():
+        beside.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=beside))
     staging = work / "new"
     try:

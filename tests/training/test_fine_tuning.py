@@ -12,6 +12,7 @@ from sae_lens import HookedSAETransformer, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from sae_lens_hierarchical import (
+    HierarchicalTopKSAE,
     HierarchicalTopKTrainingSAE,
     LanguageModelSAETrainingRunner,
 )
@@ -33,6 +34,13 @@ def tuned(cfg: Any, data: dict[str, Any]) -> HierarchicalTopKTrainingSAE:
     return sae
 
 
+def loaded(source: Path, k: int) -> HierarchicalTopKSAE:
+    sae = load_sae(source)
+    assert isinstance(sae, HierarchicalTopKSAE)
+    sae.k = k
+    return sae
+
+
 @pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
 @pytest.mark.parametrize("k", [4, 16])
 def test_what_was_asked_for_holds(
@@ -44,26 +52,20 @@ def test_what_was_asked_for_holds(
 ) -> None:
     cfg = make_config(normalize_activations=normalize, n_checkpoints=9)
     LanguageModelSAETrainingRunner(cfg, **data).run()
-    saved = load_sae(tmp_path / "output")
-    saved.k = 3  # an SAE saved at another k is the same one
-    saved.save_model(tmp_path / "at 3")
+    # An SAE saved at another k is the same one.
+    loaded(tmp_path / "output", 3).save_model(tmp_path / "at 3")
     sources = [find_checkpoint(tmp_path), tmp_path / "output", tmp_path / "at 3"]
     x = torch.randn(50, 128)
+    asked: dict[str, Any] = {"k": k, "loss_every": 2, "aux_loss_coefficient": 0.25}
     for source in sources:
-        asked: dict[str, Any] = {
-            "k": k,
-            "loss_every": 2,
-            "aux_loss_coefficient": 0.25,
-            "from_pretrained_path": str(source),
-        }
+        asked["from_pretrained_path"] = str(source)
         sae = tuned(make_config(**asked), data)
 
         for name in ("k", "loss_every", "aux_loss_coefficient"):
             assert getattr(sae.cfg, name) == asked[name]
         assert sae.cfg.normalize_activations == "none"  # folded into the weights
-        weights = load_sae(source)
+        weights = loaded(source, k)
         with torch.no_grad():
-            weights.k = k
             torch.testing.assert_close(sae(x), weights(x))
         known = sae.thresholds.isfinite()
         assert known.tolist() == [i < 8 for i in range(k)]
@@ -82,8 +84,8 @@ def test_unit_rows_keep_the_function(
         TopKSAEConfig(d_in=128, d_sae=64, k=5, rescale_acts_by_decoder_norm=True)
     )
     with torch.no_grad():
-        source.W_dec *= torch.rand(64, 1) * 3 + 0.5
-        source.b_enc += torch.randn(64)
+        source.W_dec.mul_(torch.rand(64, 1) * 3 + 0.5)
+        source.b_enc.add_(torch.randn(64))
     source.save_model(tmp_path / "topk")
     cfg = make_config(
         k=5, unit_norm_decoder=True, from_pretrained_path=str(tmp_path / "topk")
@@ -120,7 +122,7 @@ def test_what_would_be_another_function_is_refused(
 ) -> None:
     source = TopKSAE(TopKSAEConfig(d_in=128, d_sae=64, k=5, apply_b_dec_to_input=False))
     with torch.no_grad():
-        source.W_dec *= 3
+        source.W_dec.mul_(3)
     source.save_model(tmp_path / "topk")
     settings: dict[str, Any] = {
         "apply_b_dec_to_input": False,

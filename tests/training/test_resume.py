@@ -24,6 +24,7 @@ from sae_lens_hierarchical import (
 )
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
+from sae_lens_hierarchical.training.claim import claimed
 from sae_lens_hierarchical.training.side_by_side import SideBySideRunner, side_by_side
 from tests.conftest import MakeConfig
 
@@ -56,6 +57,13 @@ def checkpoints(cfg: Any) -> list[Path]:
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
+def maker(make_config: MakeConfig, several_saes: bool) -> Callable[..., Any]:
+    """Return a function that gives the config of a run of one SAE, or of several."""
+    if not several_saes:
+        return make_config
+    return lambda **changes: several(make_config, **changes)
+
+
 def runner(cfg: Any, data: dict[str, Any]) -> Runner:
     one = hasattr(cfg, "sae")
     return (LanguageModelSAETrainingRunner if one else SideBySideRunner)(cfg, **data)
@@ -66,17 +74,13 @@ def trained(
     request: pytest.FixtureRequest, make_config: MakeConfig, data: dict[str, Any]
 ) -> Any:
     """The config of a run that has ended, with two checkpoints."""
-    make = make_config if request.param == "one" else _bound(make_config)
+    make = maker(make_config, request.param == "several")
     cfg = make(n_checkpoints=2)
     runner(cfg, data).run()
     # Another one, since SAELens folds what it scaled by into the SAEs' own configs.
     again = make(n_checkpoints=2)
     again.checkpoint_path = cfg.checkpoint_path
     return again
-
-
-def _bound(make_config: MakeConfig) -> Any:
-    return lambda **changes: several(make_config, **changes)
 
 
 def test_the_most_trained_checkpoint_is_taken_whatever_the_files_times(
@@ -222,7 +226,8 @@ CHANGES: dict[str, Any] = {
 def test_another_config_is_refused_with_what_differs(
     make_config: MakeConfig, data: dict[str, Any]
 ) -> None:
-    for make in (make_config, _bound(make_config)):
+    for several_saes in (False, True):
+        make = maker(make_config, several_saes)
         cfg = make(n_checkpoints=1)
         runner(cfg, data).run()
         other = make(**CHANGES, resume_from_checkpoint=cfg.checkpoint_path)
@@ -230,7 +235,7 @@ def test_another_config_is_refused_with_what_differs(
             runner(other, data)
         lines = str(refused.value).splitlines()[1:]
         named = {line.split(":")[0].split(".")[-1].strip() for line in lines}
-        if make is not make_config:
+        if several_saes:
             named = {name.replace("hook_names", "hook_name") for name in named}
         assert named == {*CHANGES, "lr_end", "k_max"}
         assert any(line.endswith("lr: 0.001 -> 0.5") for line in lines)
@@ -353,7 +358,8 @@ def test_training_stops_where_it_diverges(
     data: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    for make in (make_config, _bound(make_config)):
+    for several_saes in (False, True):
+        make = maker(make_config, several_saes)
         cfg = make(n_checkpoints=3, save_final_checkpoint=True)
         one = runner(cfg, data)
         poison(one.saes["b"] if isinstance(one, SideBySideRunner) else one.sae, at_step)
@@ -396,7 +402,7 @@ def test_a_full_disk_at_a_checkpoint_names_the_one_before(
     data: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make = _bound(make_config) if several_saes else make_config
+    make = maker(make_config, several_saes)
     cfg = make(n_checkpoints=3)
     fill_disk(monkeypatch, lambda _: bool(checkpoints(cfg)))
 
@@ -416,7 +422,7 @@ def test_an_output_that_cannot_be_written_at_the_end_is_kept(
     data: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make = _bound(make_config) if several_saes else make_config
+    make = maker(make_config, several_saes)
     cfg = make(checkpoint_path=None)
     output = Path(cfg.output_path)
     fill_disk(monkeypatch, lambda path: path.is_relative_to(output))
@@ -521,7 +527,8 @@ def test_a_dataset_without_a_context_is_refused(
 ) -> None:
     texts = [] if make_text == "empty" else ["a few words", "and some more"]
     text = Dataset.from_dict({"text": texts})
-    for make in (make_config, _bound(make_config)):
+    for several_saes in (False, True):
+        make = maker(make_config, several_saes)
         cfg = make()
         with pytest.raises(ValueError, match=r"the dataset .*must have at least one"):
             runner(cfg, {"override_dataset": text, "override_model": model})
@@ -539,3 +546,48 @@ def test_saelens_topk_with_sparse_activations_and_rescaling_is_refused(
         runner(make_config(sae=topk), data)
     topk.rescale_acts_by_decoder_norm = False
     runner(make_config(sae=topk), data).run()
+
+
+@pytest.mark.parametrize("several_saes", [False, True])
+def test_a_runs_folders_are_its_own_and_checked_at_once(
+    several_saes: bool, make_config: MakeConfig, data: dict[str, Any], tmp_path: Path
+) -> None:
+    make = maker(make_config, several_saes)
+    (tmp_path / "file").write_text("")
+    # There is no such model: it was not looked for.
+    for field, path in (
+        ("output_path", str(tmp_path / "file")),
+        ("checkpoint_path", str(tmp_path / "file")),
+    ):
+        cfg = make(model_name="no such model", **{field: path})
+        with pytest.raises(ValueError, match=f"{field} must be a folder that can be"):
+            runner(cfg, {})
+    cfg = make(n_checkpoints=1)
+    earlier = runner(cfg, data)
+    for field in ("output_path", "checkpoint_path"):
+        other = make(checkpoint_path=None)
+        setattr(other, field, getattr(cfg, field))
+        with claimed(other):
+            with pytest.raises(ValueError, match=r"is being written by another run"):
+                runner(cfg, data)
+            with pytest.raises(ValueError, match=r"is being written by another run"):
+                earlier.run()
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+    earlier.run()
+    assert not [*tmp_path.rglob(".*")]  # no lock, no half-full folder
+
+
+@pytest.mark.parametrize("several_saes", [False, True])
+def test_the_output_may_be_on_another_file_system(
+    several_saes: bool,
+    make_config: MakeConfig,
+    data: dict[str, Any],
+    tmp_path: Path,
+    other_disk: Path,
+) -> None:
+    (tmp_path / "output").symlink_to(other_disk, target_is_directory=True)
+    for _ in range(2):
+        cfg = maker(make_config, several_saes)()
+        runner(cfg, data).run()
+        found = {path.parent.name for path in other_disk.rglob("cfg.json")}
+        assert found == ({"a", "b"} if several_saes else {other_disk.name})
