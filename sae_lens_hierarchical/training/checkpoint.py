@@ -19,6 +19,7 @@ from sae_lens.constants import (
     SAE_WEIGHTS_FILENAME,
     TRAINER_STATE_FILENAME,
 )
+from safetensors import SafetensorError, safe_open
 
 from sae_lens_hierarchical.training.atomic_directory import MANIFEST_FILENAME
 from sae_lens_hierarchical.training.manifest import read_json, read_manifest, verify
@@ -96,8 +97,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if manifest is None:
         logger.warning(
             f"{folder} has no {MANIFEST_FILENAME}: it is of SAELens's own runner or of "
-            "an earlier version, and its files cannot be checked for damage"
+            "an earlier version, and its files can be checked for little damage"
         )
+        _check_readable(folder)
     else:
         verify(folder, manifest)
     for part in _parts(folder):
@@ -127,7 +129,7 @@ def check_unfinished(checkpoint: Path, normalize_activations: str) -> None:
         checkpoint: The folder of an SAE in training.
         normalize_activations: The run's own.
     """
-    found = read_json(checkpoint / SAE_CFG_FILENAME)["normalize_activations"]
+    found = read_json(checkpoint / SAE_CFG_FILENAME).get("normalize_activations")
     if found != normalize_activations:
         raise ValueError(
             f"{checkpoint} is of a run that has ended, with normalize_activations="
@@ -174,6 +176,21 @@ def _check_files(folder: Path) -> None:
     missing = [str(p.relative_to(folder)) for p in wanted if not p.is_file()]
     if missing:
         raise ValueError(f"{folder} is no whole checkpoint: it lacks {missing}")
+
+
+def _check_readable(folder: Path) -> None:
+    """Raise a ValueError for what shows without checksums, such as a cut-off file."""
+    tensors = [folder / ACTIVATIONS_STORE_STATE_FILENAME]
+    for part in _parts(folder):
+        tensors.append(part / SAE_WEIGHTS_FILENAME)
+        read_json(part / SAE_CFG_FILENAME)
+        read_json(part / ACTIVATION_SCALER_CFG_FILENAME)
+    for path in tensors:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _origin(folder: Path) -> tuple[str, int]:

@@ -179,6 +179,29 @@ def test_a_damaged_file_is_named(
     runner(trained, data)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cfg.json",
+        "sae_weights.safetensors",
+        "trainer_state.pt",
+        "activation_scaler.json",
+        "activations_store_state.safetensors",
+        "runner_cfg.json",
+    ],
+)
+def test_a_cut_off_file_is_named_without_a_manifest_too(
+    name: str, trained: Any, data: dict[str, Any]
+) -> None:
+    checkpoint = checkpoints(trained)[-1]
+    (checkpoint / "manifest.json").unlink()
+    path = next(checkpoint.rglob(name))
+    path.write_bytes(path.read_bytes()[:-20])
+    trained.resume_from_checkpoint = str(checkpoint)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        runner(trained, data)
+
+
 class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -360,7 +383,7 @@ def test_training_stops_where_it_diverges(
 ) -> None:
     for several_saes in (False, True):
         make = maker(make_config, several_saes)
-        cfg = make(n_checkpoints=3, save_final_checkpoint=True)
+        cfg = make(n_checkpoints=3)
         one = runner(cfg, data)
         poison(one.saes["b"] if isinstance(one, SideBySideRunner) else one.sae, at_step)
 
