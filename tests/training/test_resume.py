@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sae_lens
 import torch
 from datasets import Dataset
-from sae_lens import HookedSAETransformer, TopKTrainingSAEConfig
+from sae_lens import (
+    HookedSAETransformer,
+    MultiSAETrainingRunner,
+    TopKTrainingSAEConfig,
+)
 from safetensors.torch import load_file, save_file
 
 from sae_lens_hierarchical import (
@@ -200,6 +205,31 @@ def test_a_cut_off_file_is_named_without_a_manifest_too(
     trained.resume_from_checkpoint = str(checkpoint)
     with pytest.raises(ValueError, match=f"{path} is damaged"):
         runner(trained, data)
+
+
+@pytest.mark.parametrize("several_saes", [False, True])
+def test_saelens_own_checkpoints_resume(
+    several_saes: bool,
+    make_config: MakeConfig,
+    data: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make = maker(make_config, several_saes)
+    theirs = (
+        MultiSAETrainingRunner
+        if several_saes
+        else sae_lens.LanguageModelSAETrainingRunner
+    )
+    cfg = make(n_checkpoints=2)
+    theirs(cfg, **data).run()
+
+    resumed = make(resume_from_checkpoint=cfg.checkpoint_path, n_checkpoints=9)
+    runner(resumed, data).run()
+
+    assert resumed.resume_from_checkpoint == str(checkpoints(cfg)[-1])
+    assert "has no manifest.json" in caplog.text
+    assert "near the place it had reached" in caplog.text
+    assert find_checkpoint(resumed.checkpoint_path) == checkpoints(resumed)[-1]
 
 
 class Bomb:
