@@ -14,6 +14,7 @@ from sae_lens_hierarchical.training import (
     PRESETS,
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
+    TrainingDivergedError,
     TrainingInterrupted,
     preset,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "HierarchicalTopKTrainingSAEConfig",
     "LanguageModelSAERunnerConfig",
     "LanguageModelSAETrainingRunner",
+    "TrainingDivergedError",
     "TrainingInterrupted",
     "__version__",
     "calibrate_thresholds",

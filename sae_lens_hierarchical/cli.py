@@ -43,7 +43,8 @@ def main(args: Sequence[str] | None = None) -> int:
         "train",
         help="train on any model with SAELens's options",
         usage="sae-lens-hierarchical train [--preset NAME] [SAELENS_OPTION ...]\n"
-        "       sae-lens-hierarchical train --resume FOLDER",
+        "       sae-lens-hierarchical train --resume FOLDER [--output FOLDER] "
+        "[--trust-remote-code]",
         # --help is SAELens's, which has all the options.
         add_help=False,
     )
@@ -53,6 +54,19 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     source.add_argument(
         "--resume", type=Path, metavar="FOLDER", help="go on with a run that was killed"
+    )
+    train.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="with --resume: where the SAE goes, if not where the run says; needed for "
+        "a checkpoint that was moved or is from elsewhere",
+    )
+    train.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="with --resume: let the model's and the dataset's own code run, if the "
+        "run's config says so",
     )
     train.set_defaults(run=_train, print_usage=train.print_help)
 
@@ -262,8 +276,17 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     if options.resume is not None:
         if rest:
             raise ValueError(f"--resume takes all options from the run, got {rest}")
-        LanguageModelSAETrainingRunner.from_checkpoint(options.resume).run()
+        LanguageModelSAETrainingRunner.from_checkpoint(
+            options.resume,
+            output=options.output,
+            trust_remote_code=options.trust_remote_code,
+        ).run()
         return 0
+    if options.output is not None or options.trust_remote_code:
+        raise ValueError(
+            "--output and --trust-remote-code are for --resume; a new run takes "
+            "SAELens's --output_path and --model_from_pretrained_kwargs"
+        )
     fields = {"architecture": "hierarchical_topk"}
     if options.preset is not None:
         fields = preset_fields(options.preset)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 from sae_lens_hierarchical.saes.checks import Activation, check_activation, check_k
-from sae_lens_hierarchical.training.checkpoint import whole_folder
+from sae_lens_hierarchical.training.atomic_directory import atomic_directory
 
 __all__ = ["export", "export_all"]
 
@@ -47,7 +47,7 @@ def export(
     folder = Path(folder)
     k = _check(sae, k, architecture)
     plain = _plain(sae, k, architecture)
-    with whole_folder(folder) as staging:
+    with atomic_directory(folder) as staging:
         plain.save_model(staging)
     return folder
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Generator, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from sae_lens import ActivationsStore, logger
@@ -12,9 +13,14 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from typing_extensions import override
+from typing_extensions import Self, override
 
-__all__ = ["MixingBuffer", "ResumableActivationsStore", "TrackedPrefetch"]
+__all__ = [
+    "MixingBuffer",
+    "ResumableActivationsStore",
+    "TrackedPrefetch",
+    "refusing_empty",
+]
 
 
 class MixingBuffer(Iterator[Tensor]):
@@ -76,33 +82,86 @@ class ResumableActivationsStore(ActivationsStore):
 
     That is the place in the text (or in the cached activations), the mixing buffer,
     batches made but not yet consumed, and torch's CPU random state. SAELens's own
-    state holds the number of documents alone.
+    state holds the number of documents alone. With several hooks the buffer holds
+    their activations side by side, as SAELens's does.
     """
 
     # Batches that a prefetching thread made and training has not consumed.
     prefetched: deque[Tensor]
-    n_sequences = 0
-    _buffer: MixingBuffer | None = None
+    n_sequences: int
+    _buffer: MixingBuffer | None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.prefetched = deque()
-        super().__init__(*args, **kwargs)
+    @classmethod
+    def adopt(cls, store: ActivationsStore) -> Self:
+        """Make a store that has served nothing yet a resumable one.
+
+        SAELens's runners name their store's class, and leave no place to change it.
+
+        Raises:
+            ValueError: If there is not one full context in its text.
+        """
+        store.__class__ = cls
+        adopted = cast("Self", store)
+        adopted.prefetched = deque()
+        adopted.n_sequences = 0
+        adopted._buffer = None
+        if adopted.cached_activation_dataset is None:
+            next(adopted._iterate_tokenized_sequences())
+            adopted.n_sequences = adopted.n_dataset_processed = 0
+            adopted.iterable_sequences = adopted._iterate_tokenized_sequences()
+        return adopted
 
     @override
     def _iterate_tokenized_sequences(self) -> Generator[Tensor, None, None]:
+        before = self.n_sequences
         for sequence in super()._iterate_tokenized_sequences():
             self.n_sequences += 1
             yield sequence
+        if self.n_sequences == before:  # and would be again, without end
+            raise ValueError(
+                "the dataset must have at least one context of context_size="
+                f"{self.context_size} tokens, but there is none in its "
+                f"{self.n_dataset_processed} documents"
+            )
+
+    @property
+    def buffer(self) -> MixingBuffer:
+        """The mixing buffer, which serves what ``unpack`` takes apart."""
+        if self._buffer is None:
+            self._buffer = MixingBuffer(
+                buffer_size=self.n_batches_in_buffer * self.training_context_size,
+                batch_size=self.train_batch_size_tokens,
+                source=self._iterate_packed_activations(),
+                mix_fraction=self.activations_mixing_fraction,
+            )
+        return self._buffer
+
+    def unpack(self, batch: Tensor) -> Any:
+        """Return a batch as it is to be trained on: by hook, where there are several.
+
+        Args:
+            batch: One of ``buffer``, [n, d_in], with the hooks' activations side by
+                side.
+        """
+        if self._hook_names is None or self._hook_d_ins is None:
+            return batch
+        widths = [self._hook_d_ins[name] for name in self._hook_names]
+        return dict(zip(self._hook_names, batch.split(widths, dim=1), strict=True))
+
+    def _iterate_packed_activations(self) -> Iterator[Tensor]:
+        if self._hook_names is None:
+            return self._iterate_filtered_activations()
+        names = self._hook_names
+        batches = self._iterate_filtered_multi_hook_activations()
+        return (torch.cat([batch[n] for n in names], dim=1) for batch in batches)
 
     @override
     def get_data_loader(self) -> MixingBuffer:
-        self._buffer = MixingBuffer(
-            buffer_size=self.n_batches_in_buffer * self.training_context_size,
-            batch_size=self.train_batch_size_tokens,
-            source=self._iterate_filtered_activations(),
-            mix_fraction=self.activations_mixing_fraction,
-        )
-        return self._buffer
+        return self.buffer
+
+    @override
+    def get_multi_hook_data_loader(self) -> Iterator[dict[str, Tensor]]:
+        return map(self.unpack, self.buffer)
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
@@ -136,10 +195,9 @@ class ResumableActivationsStore(ActivationsStore):
         self._skip_sequences(int(state["n_sequences"]))
         if "current_row_idx" in state:
             self.current_row_idx = int(state["current_row_idx"])
-        self._dataloader = buffer = self.get_data_loader()
         for name in ("stored", "serving"):
             if name in state:
-                setattr(buffer, name, state[name].to(self.device))
+                setattr(self.buffer, name, state[name].to(self.device))
         torch.set_rng_state(state["rng_state"])
 
     def _skip_sequences(self, target: int) -> None:
@@ -154,20 +212,44 @@ class ResumableActivationsStore(ActivationsStore):
                     bar.update()
 
 
-class TrackedPrefetch(PrefetchingIterator[Tensor]):
+class TrackedPrefetch(PrefetchingIterator[Any]):
     """SAELens's prefetching, which tells the store what is not yet consumed."""
 
     def __init__(self, store: ResumableActivationsStore, prefetch: int) -> None:
-        self._prefetched = store.prefetched
-        super().__init__(self._produce(store), prefetch)
+        self._store = store
+        super().__init__(self._produce(), prefetch)
 
-    def _produce(self, store: ResumableActivationsStore) -> Iterator[Tensor]:
-        for batch in store:
-            self._prefetched.append(batch)
+    def _produce(self) -> Iterator[Tensor]:
+        for batch in self._store.buffer:
+            self._store.prefetched.append(batch)
             yield batch
 
     @override
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Any:
         batch = super().__next__()
-        self._prefetched.popleft()
-        return batch
+        self._store.prefetched.popleft()
+        return self._store.unpack(batch)
+
+
+@contextmanager
+def refusing_empty(dataset: object, dataset_path: str) -> Iterator[None]:
+    """Refuse a dataset without documents, before or while SAELens opens it.
+
+    SAELens would take another one, or end in StopIteration.
+
+    Args:
+        dataset: The dataset itself; None if it is read from ``dataset_path``.
+        dataset_path: The one that the config names.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    try:
+        if isinstance(dataset, Sized) and len(dataset) == 0:
+            raise StopIteration
+        yield
+    except StopIteration:
+        which = dataset_path if dataset is None else dataset
+        raise ValueError(
+            f"the dataset must have at least one document, got none in {which!r}"
+        ) from None

@@ -8,10 +8,10 @@ from dataclasses import fields
 from typing import Any
 
 import sae_lens
-from sae_lens import TrainingSAEConfig
+from sae_lens import TopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-__all__ = ["LanguageModelSAERunnerConfig", "did_you_mean"]
+__all__ = ["LanguageModelSAERunnerConfig", "check_trainable", "did_you_mean"]
 
 
 class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
@@ -65,6 +65,26 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
             sae = config_class(**of_sae)
         of_runner = {n: v for n, v in settings.items() if n in runner_names}
         super().__init__(sae=sae, **of_runner)
+
+
+def check_trainable(name: str, sae: TrainingSAEConfig) -> None:
+    """Raise a ValueError for an SAE whose training would end in an error of torch's.
+
+    Args:
+        name: What to call it.
+        sae: Its config.
+    """
+    if (
+        isinstance(sae, TopKTrainingSAEConfig)
+        and sae.architecture() == "topk"
+        and sae.use_sparse_activations
+        and sae.rescale_acts_by_decoder_norm
+    ):
+        raise ValueError(
+            f"{name} cannot have use_sparse_activations=True together with "
+            "rescale_acts_by_decoder_norm=True: torch cannot differentiate SAELens's "
+            "TopK then. Set one of them to False"
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

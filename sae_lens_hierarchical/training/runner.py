@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,14 +20,28 @@ from typing_extensions import Self, override
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
+    refusing_empty,
 )
+from sae_lens_hierarchical.training.atomic_directory import atomic_directory
 from sae_lens_hierarchical.training.checkpoint import (
     check_unfinished,
     find_checkpoint,
-    whole_folder,
+    read_runner_cfg,
 )
-from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
+from sae_lens_hierarchical.training.claim import claimed
+from sae_lens_hierarchical.training.config import (
+    LanguageModelSAERunnerConfig,
+    check_trainable,
+)
+from sae_lens_hierarchical.training.fine_tuning import sae_from_pretrained
 from sae_lens_hierarchical.training.hook import check_hook
+from sae_lens_hierarchical.training.rescue import save_somewhere
+from sae_lens_hierarchical.training.resume import (
+    check_model_kwargs,
+    lies_where_it_was_written,
+    origin,
+    resumed,
+)
 from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 
@@ -38,18 +51,21 @@ __all__ = ["LanguageModelSAETrainingRunner"]
 class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     """SAELens's runner for any architecture, with these differences.
 
-    - A checkpoint appears whole or not at all, and so does the trained SAE.
+    - A checkpoint appears whole or not at all, and so does the trained SAE. Where they
+      go is found fit to be written at once, and is this run's alone while it runs.
     - A resumed run equals an uninterrupted one, bit for bit on one machine, and goes on
-      in the same run of W&B.
+      in the same run of W&B. A damaged checkpoint or another run's is refused.
+    - With ``from_pretrained_path`` the SAE's fields are those asked for.
     - ``seed`` fixes torch's random numbers from here on.
     - SIGINT and SIGTERM end training after the step under way, with a checkpoint (a
-      second one at once, without).
+      second one at once, without). So does a loss that is not finite, without.
     - ``hook_name`` and ``d_in`` are checked against the model before training.
     - The progress bar moves with every step.
 
     Raises:
-        ValueError: If ``hook_name``, ``d_in`` or ``resume_from_checkpoint`` does not
-            fit, naming it and what is allowed.
+        ValueError: If ``hook_name``, ``d_in``, the dataset, a folder,
+            ``from_pretrained_path`` or ``resume_from_checkpoint`` does not fit, naming
+            it and what is allowed.
     """
 
     # Holds back the prefetching thread, where there is one.
@@ -62,20 +78,27 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         override_model: HookedRootModule | None = None,
         override_sae: TrainingSAE[Any] | None = None,
     ) -> None:
-        if cfg.resume_from_checkpoint is not None:
-            cfg.resume_from_checkpoint = str(
-                find_checkpoint(cfg.resume_from_checkpoint)
-            )
+        check_trainable("sae", cfg.sae)
+        self._checkpoint = resumed(cfg)
+        if self._checkpoint is not None:
+            normalization = cfg.sae.normalize_activations
+            check_unfinished(self._checkpoint.folder, normalization)
+        with claimed(cfg):
+            pass  # they can be written: the run itself holds them
         torch.manual_seed(cfg.seed)
-        super().__init__(cfg, override_dataset, override_model, override_sae)
+        if override_sae is None and cfg.from_pretrained_path is not None:
+            if self._checkpoint is None:
+                source = Path(cfg.from_pretrained_path)
+                override_sae = sae_from_pretrained(cfg.sae, source, cfg.device)
+            else:  # whose weights they will be
+                override_sae = TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
+        with refusing_empty(override_dataset, cfg.dataset_path):
+            super().__init__(cfg, override_dataset, override_model, override_sae)
         if not cfg.use_cached_activations:
             check_hook(
                 self.model, cfg, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in
             )
-        self.activations_store = ResumableActivationsStore.from_config(
-            self.model, cfg, override_dataset=self.activations_store.dataset
-        )
-        self.evaluator.activations_store = self.activations_store
+        self.activations_store = ResumableActivationsStore.adopt(self.activations_store)
 
     @classmethod
     def from_checkpoint(
@@ -83,22 +106,57 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         checkpoint: str | Path,
         override_dataset: HfDataset | None = None,
         override_model: HookedRootModule | None = None,
+        *,
+        output: str | Path | None = None,
+        trust_remote_code: bool = False,
     ) -> Self:
         """Return a runner that goes on with the run that wrote ``checkpoint``.
 
         Args:
-            checkpoint: A checkpoint's folder, or one with checkpoints in it, of which
-                the newest is taken.
+            checkpoint: A checkpoint's folder, or one with one run's checkpoints in it,
+                of which the one with the most trained samples is taken.
             override_dataset: What the run was given, if it was given one.
             override_model: Likewise.
+            output: Where the SAE goes, in place of where the run says. A checkpoint
+                that is not where its run wrote it, as after a download, needs it; new
+                checkpoints then go to its sub-folder ``checkpoints``, and nothing to
+                W&B.
+            trust_remote_code: Let the model's and the dataset's own code run, if the
+                run's config says so.
 
         Raises:
-            ValueError: If there is no whole checkpoint.
+            ValueError: If there is no whole checkpoint, it is not where it was written
+                and ``output`` is None, or its config would run code.
         """
         folder = find_checkpoint(checkpoint)
-        text = (folder / RUNNER_CFG_FILENAME).read_text(encoding="utf-8")
-        cfg = LanguageModelSAERunnerConfig.from_dict(json.loads(text))
+        source, fields = folder / RUNNER_CFG_FILENAME, read_runner_cfg(folder)
+        check_model_kwargs(
+            source, fields.get("model_from_pretrained_kwargs"), trust_remote_code
+        )
+        if "sae" not in fields:
+            raise ValueError(
+                f"{folder} is of several SAEs: set it as resume_from_checkpoint in the "
+                "config of a SideBySideRunner"
+            )
+        at_home = lies_where_it_was_written(folder, fields)
+        if output is None and not at_home:
+            raise ValueError(
+                f"{folder} is not where its run wrote it, "
+                f"{fields.get('checkpoint_path')}: say where to write with "
+                "output=FOLDER (--output FOLDER)"
+            )
+        try:
+            cfg = LanguageModelSAERunnerConfig.from_dict(fields)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{source} is no config of one SAE: {error}") from error
         cfg.resume_from_checkpoint = str(folder)
+        if output is not None:
+            cfg.output_path = str(output)
+        if not at_home:
+            cfg.checkpoint_path = str(Path(str(output)) / "checkpoints")
+            cfg.logger.log_to_wandb = False
+        if not trust_remote_code:
+            cfg.dataset_trust_remote_code = False
         return cls(cfg, override_dataset, override_model)
 
     @override
@@ -106,8 +164,15 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         """Train, write the SAE to ``output_path`` and return it.
 
         Raises:
+            ValueError: If another run writes to one of this one's folders.
             TrainingInterrupted: If a signal ended the run early.
+            TrainingDivergedError: If a loss or a weight became NaN or infinite.
+            OSError: If something could not be written, naming what is whole and where.
         """
+        with claimed(self.cfg):
+            return self._run()
+
+    def _run(self) -> TrainingSAE[Any]:
         self._set_sae_metadata()
         log = self.cfg.logger
         if log.log_to_wandb:
@@ -127,16 +192,17 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             evaluator=self.evaluator,
             save_checkpoint_fn=self.save_checkpoint,
         )
-        if self.cfg.resume_from_checkpoint is not None:
-            checkpoint = self.cfg.resume_from_checkpoint
-            logger.info(f"Resuming from {checkpoint}")
-            check_unfinished(Path(checkpoint), self.cfg.sae.normalize_activations)
-            trainer.load_trainer_state(checkpoint)
-            self.sae.load_weights_from_checkpoint(checkpoint)
-            self.activations_store.load_from_checkpoint(checkpoint)
+        if self._checkpoint is not None:
+            folder = self._checkpoint.folder
+            logger.info(f"Resuming from {folder}")
+            trainer.load_trainer_state(folder)
+            self.sae.load_weights_from_checkpoint(folder)
+            self.activations_store.load_from_checkpoint(folder)
+        trainer.begin(*origin(self._checkpoint))
         self._compile_sae_if_needed()
         with self._prefetching(trainer), stopping_on_signals(trainer):
             sae = trainer.fit()
+        trainer.check_finite()
         if self.cfg.output_path is not None:
             self.save_final_sae(sae, self.cfg.output_path, trainer.log_feature_sparsity)
         if log.log_to_wandb:
@@ -170,5 +236,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         output_path: str,
         log_feature_sparsity: Tensor | None = None,
     ) -> None:
-        with whole_folder(Path(output_path)) as staging:
-            super().save_final_sae(sae, str(staging), log_feature_sparsity)
+        save = super().save_final_sae
+        with atomic_directory(Path(output_path)) as staging:
+            save_somewhere(
+                lambda folder: save(sae, str(folder), log_feature_sparsity), staging
+            )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import sae_lens
@@ -18,16 +17,26 @@ from sae_lens import (
     TrainingSAE,
     TrainingSAEConfig,
 )
-from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.config import HfDataset
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
-from sae_lens.training.prefetch import PrefetchingIterator
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformer_lens import HookedRootModule
 from typing_extensions import override
 
-from sae_lens_hierarchical.training.checkpoint import check_unfinished, whole_folder
+from sae_lens_hierarchical.training.activations_store import (
+    ResumableActivationsStore,
+    TrackedPrefetch,
+    refusing_empty,
+)
+from sae_lens_hierarchical.training.atomic_directory import atomic_directory
+from sae_lens_hierarchical.training.checkpoint import check_unfinished
+from sae_lens_hierarchical.training.claim import claimed
+from sae_lens_hierarchical.training.config import check_trainable
 from sae_lens_hierarchical.training.hook import check_hook
+from sae_lens_hierarchical.training.rescue import save_somewhere
+from sae_lens_hierarchical.training.resume import origin, resumed
 from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.trainer import LiveTrainer
 
@@ -47,8 +56,11 @@ def side_by_side(
         output: Where the folders of the trained SAEs go.
 
     Raises:
-        ValueError: If ``cfg`` asks for what SAELens does for one SAE alone.
+        ValueError: If ``cfg`` asks for what SAELens does for one SAE alone, or an SAE
+            cannot be trained.
     """
+    for name, sae in saes.items():
+        check_trainable(name, sae)
     for name in ("compile_sae", "use_cached_activations", "from_pretrained_path"):
         if getattr(cfg, name):
             raise ValueError(f"{name} is for one SAE: several are trained without it")
@@ -68,32 +80,61 @@ def side_by_side(
 class SideBySideRunner(MultiSAETrainingRunner):
     """SAELens's runner, with these differences.
 
-    - A checkpoint appears whole or not at all, and so does each trained SAE.
-    - SIGINT and SIGTERM end training after the step under way, with a checkpoint.
+    - A checkpoint appears whole or not at all, and so do the trained SAEs. Where they
+      go is found fit to be written at once, and is this run's alone while it runs.
+    - A resumed run equals an uninterrupted one, bit for bit on one machine, with
+      ``prefetch_llm_batches`` too. A damaged checkpoint or another run's is refused.
+    - SIGINT and SIGTERM end training after the step under way, with a checkpoint. So
+      does a loss that is not finite, without.
     - Hooks and ``d_in`` are checked against the model before training.
-    - With ``prefetch_llm_batches`` a run can be resumed too.
     - The progress bar moves with every step.
+
+    Raises:
+        ValueError: If the dataset, a folder or ``resume_from_checkpoint`` does not fit,
+            naming it.
     """
+
+    # Holds back the prefetching thread, where there is one.
+    _store_at_rest: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def __init__(
+        self,
+        cfg: MultiSAETrainingRunnerConfig,
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+        override_saes: dict[str, TrainingSAE[Any]] | None = None,
+    ) -> None:
+        self._checkpoint = resumed(cfg)
+        if self._checkpoint is not None:
+            for name, sae in cfg.saes.items():
+                part = self._checkpoint.folder / name
+                check_unfinished(part, sae.normalize_activations)
+        with claimed(cfg):
+            pass  # they can be written: the run itself holds them
+        with refusing_empty(override_dataset, cfg.dataset_path):
+            super().__init__(cfg, override_dataset, override_model, override_saes)
+        self.activations_store = ResumableActivationsStore.adopt(self.activations_store)
 
     @override
     def run(self) -> dict[str, TrainingSAE[Any]]:
         """Train the SAEs, write them to ``output_path`` and return them by name.
 
         Raises:
-            ValueError: If a hook or ``d_in`` does not fit the model.
+            ValueError: If a hook or ``d_in`` does not fit the model, or another run
+                writes to one of this one's folders.
             TrainingInterrupted: If a signal ended the run early.
+            TrainingDivergedError: If a loss or a weight became NaN or infinite.
+            OSError: If something could not be written, naming what is whole and where.
         """
         for name, sae in self.cfg.saes.items():
             hook_name = self.cfg.hook_names_per_sae[name]
             head = self.cfg.hook_head_indices_per_sae[name]
             check_hook(self.model, self.cfg, hook_name, head, sae.d_in)
-            if self.cfg.resume_from_checkpoint is not None:
-                checkpoint = Path(self.cfg.resume_from_checkpoint) / name
-                check_unfinished(checkpoint, sae.normalize_activations)
         # SAELens would read ahead before it is at a checkpoint's place in the text.
         self._prefetch = self.cfg.prefetch_llm_batches
         self.cfg.prefetch_llm_batches = False
-        return super().run()
+        with claimed(self.cfg):
+            return super().run()
 
     @override
     def _run_with_interruption_handling(
@@ -102,51 +143,60 @@ class SideBySideRunner(MultiSAETrainingRunner):
         # SAELens's run names its trainer's class, and leaves no other place to change.
         trainer.__class__ = SideBySideTrainer
         live = cast("SideBySideTrainer", trainer)
-        live.prepare()
+        live.begin(*origin(self._checkpoint))
         self.cfg.prefetch_llm_batches = self._prefetch
         with ExitStack() as stack:
             if self._prefetch:
-                ahead = PrefetchingIterator(
-                    trainer.data_provider, prefetch=int(self._prefetch)
-                )
+                store = cast("ResumableActivationsStore", self.activations_store)
+                ahead = TrackedPrefetch(store, int(self._prefetch))
                 stack.callback(ahead.close)
                 trainer.data_provider = ahead
+                self._store_at_rest = ahead.paused
             stack.enter_context(stopping_on_signals(live))
             return trainer.fit()
+
+    @override
+    def _save_runner_checkpoint_files(self, checkpoint_path: Path | None) -> None:
+        with self._store_at_rest():
+            super()._save_runner_checkpoint_files(checkpoint_path)
 
     @override
     def _save_final_outputs(
         self, saes: dict[str, TrainingSAE[Any]], trainer: MultiSAETrainer
     ) -> None:
-        output = Path(str(self.cfg.output_path))
-        output.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".", dir=output) as staging:
-            self.cfg.output_path = staging
+        cast("SideBySideTrainer", trainer).check_finite()
+        output, save = str(self.cfg.output_path), super()._save_final_outputs
+
+        def save_to(folder: Path) -> None:
+            self.cfg.output_path = str(folder)
             try:
-                super()._save_final_outputs(saes, trainer)
+                save(saes, trainer)
             finally:
-                self.cfg.output_path = str(output)
-            for name in saes:
-                with whole_folder(output / name) as folder:
-                    for file in Path(staging, name).iterdir():
-                        file.replace(folder / file.name)
-            Path(staging, RUNNER_CFG_FILENAME).replace(output / RUNNER_CFG_FILENAME)
+                self.cfg.output_path = output
+
+        with atomic_directory(Path(output)) as staging:
+            save_somewhere(save_to, staging)
 
 
 class SideBySideTrainer(LiveTrainer, MultiSAETrainer):
     """Trains several SAEs, with a live bar and whole checkpoints."""
 
-    def prepare(self) -> None:
-        """Set the steps of a resumed run right, and let outputs of steps be small."""
-        self.after_loading()
-        for trainer in self.trainers.values():
+    @override
+    def begin(self, run_id: str, resumed_from: Path | None) -> None:
+        super().begin(run_id, resumed_from)
+        for name, trainer in self.trainers.items():
             trainer.n_training_steps = self.n_training_steps
-            trainer.step = partial(self._small_step, trainer.step)
+            trainer.step = partial(self._step, name, trainer.step)
 
-    def _small_step(
-        self, step: Callable[[Tensor], TrainStepOutput], batch: Tensor
+    @override
+    def trained(self) -> Mapping[str, TrainingSAE[Any]]:
+        return self.saes
+
+    def _step(
+        self, name: str, step: Callable[[Tensor], TrainStepOutput], batch: Tensor
     ) -> TrainStepOutput:
         output = step(batch)
+        self.watch(output.loss, self.trainers[name].n_training_samples, name)
         # SAELens holds the outputs of all SAEs at once, [batch, d_sae] each.
         output.hidden_pre = batch.new_empty(0)
         if not self._is_logging_step():
@@ -158,11 +208,13 @@ class SideBySideTrainer(LiveTrainer, MultiSAETrainer):
         self, checkpoint_name: str, wandb_aliases: list[str] | None = None
     ) -> None:
         if self.cfg.checkpoint_path is None:
+            self.check_finite()
             super().save_checkpoint(checkpoint_name, wandb_aliases)
             return
         checkpoint = Path(self.cfg.checkpoint_path) / checkpoint_name
-        with whole_folder(checkpoint) as staging:
-            super().save_checkpoint(staging.name, wandb_aliases)
+        with self.checkpoint_folder(checkpoint) as staging:
+            # An absolute name is that folder, whatever SAELens puts before it.
+            super().save_checkpoint(str(staging), wandb_aliases)
 
     @override
     @torch.no_grad()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAETrainer
@@ -14,9 +15,19 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
-from sae_lens_hierarchical.training.checkpoint import whole_folder
+from sae_lens_hierarchical.training.atomic_directory import atomic_directory
+from sae_lens_hierarchical.training.manifest import write_manifest
+from sae_lens_hierarchical.training.rescue import WRITE_ERRORS
 
-__all__ = ["LiveTrainer", "ResumableSAETrainer", "TrainingInterrupted"]
+__all__ = [
+    "LiveTrainer",
+    "ResumableSAETrainer",
+    "TrainingDivergedError",
+    "TrainingInterrupted",
+]
+
+# Reading a loss makes the host wait for the device, which a CPU need not.
+_STEPS_BETWEEN_LOOKS = 16
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -35,12 +46,33 @@ class TrainingInterrupted(KeyboardInterrupt):
         )
 
 
+class TrainingDivergedError(ValueError):
+    """A loss or a weight has become NaN or infinite; nothing was written since.
+
+    Attributes:
+        checkpoint: The last one before, or None if there is none.
+    """
+
+    def __init__(self, what: str, checkpoint: Path | None) -> None:
+        self.checkpoint = checkpoint
+        super().__init__(f"training diverged: {what}; {_last(checkpoint)}")
+
+
+class _Loss(NamedTuple):
+    sae: str
+    step: int
+    samples: int
+    value: Tensor
+
+
 class LiveTrainer:
     """What a trainer of SAELens is to do besides training; mixed into one.
 
     Attributes:
         stop_requested: Set it to end training after the step under way, with a
             checkpoint.
+        run_id: Goes into the checkpoints' manifests.
+        last_checkpoint: The last whole one of the run.
     """
 
     cfg: Any
@@ -48,17 +80,86 @@ class LiveTrainer:
     n_training_steps: int
     checkpoint_thresholds: list[int]
     save_checkpoint: Callable[..., None]
-    stop_requested = False
-    _losses_shown_at = 0.0
+    _is_logging_step: Callable[[], bool]
+    stop_requested: bool
+    run_id: str
+    last_checkpoint: Path | None
 
-    def after_loading(self) -> None:
-        """Set right what SAELens has in a checkpoint or leaves to its reader."""
+    def begin(self, run_id: str, resumed_from: Path | None) -> None:
+        """Get ready to train; call it once a checkpoint, if any, is loaded."""
+        self.run_id, self.last_checkpoint = run_id, resumed_from
+        self.stop_requested = False
+        self._losses_shown_at = 0.0
+        self._unread: list[_Loss] = []
         # SAELens saves within a step, before it counts that step.
         batch_size = self.cfg.train_batch_size_samples
         self.n_training_steps = self.n_training_samples // batch_size
         self.checkpoint_thresholds = [
             t for t in self.checkpoint_thresholds if t >= self.n_training_samples
         ]
+
+    def trained(self) -> Mapping[str, TrainingSAE[Any]]:
+        """Return the SAEs by name; one alone has none."""
+        raise NotImplementedError
+
+    def watch(self, loss: Tensor, samples: int, sae: str = "") -> None:
+        """Take note of a step's loss, and look whether those so far were finite.
+
+        Raises:
+            TrainingDivergedError: If one was not.
+        """
+        step = self.n_training_steps + 1
+        self._unread.append(_Loss(sae, step, samples, loss.detach()))
+        since = step - self._unread[0].step
+        on_host = loss.device.type == "cpu"
+        if on_host or since >= _STEPS_BETWEEN_LOOKS or self._is_logging_step():
+            self._look_at_losses()
+
+    def check_finite(self) -> None:
+        """Raise TrainingDivergedError if a loss so far, or a weight, is not finite."""
+        self._look_at_losses()
+        step = self.n_training_samples // self.cfg.train_batch_size_samples
+        for name, sae in self.trained().items():
+            for weight, value in sae.named_parameters():
+                if not value.isfinite().all():
+                    raise TrainingDivergedError(
+                        f"{weight}{_of(name)} is not finite after step {step} "
+                        f"({self.n_training_samples:,} samples seen)",
+                        self.last_checkpoint,
+                    )
+
+    def _look_at_losses(self) -> None:
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        values = torch.stack([loss.value.float() for loss in unread]).tolist()
+        for loss, value in zip(unread, values, strict=True):
+            if value - value != 0:  # NaN and infinity alone
+                raise TrainingDivergedError(
+                    f"the loss{_of(loss.sae)} was {value} at step {loss.step} "
+                    f"({loss.samples:,} samples seen)",
+                    self.last_checkpoint,
+                )
+
+    @contextmanager
+    def checkpoint_folder(self, checkpoint: Path) -> Iterator[Path]:
+        """Give a folder to fill that becomes a checkpoint, with a manifest.
+
+        Raises:
+            TrainingDivergedError: If a loss or a weight is not finite.
+            OSError: If it cannot be written, naming the checkpoint before it.
+        """
+        self.check_finite()
+        try:
+            with atomic_directory(checkpoint) as staging:
+                yield staging
+                write_manifest(staging, self.run_id, self.n_training_samples)
+        except WRITE_ERRORS as error:
+            raise OSError(
+                f"the checkpoint {checkpoint} could not be written: {error}; "
+                f"{_last(self.last_checkpoint)}"
+            ) from error
+        self.last_checkpoint = checkpoint
 
     def after_step(self, bar: tqdm, losses: Mapping[str, Tensor | float]) -> None:
         """Move the bar, show losses once a second, and stop if that is wanted.
@@ -67,7 +168,6 @@ class LiveTrainer:
             TrainingInterrupted: If it is.
         """
         bar.update(self.n_training_samples - bar.n)
-        # Reading a loss makes the host wait for the device.
         if time.monotonic() - self._losses_shown_at >= 1:
             self._losses_shown_at = time.monotonic()
             shown = {name: f"{float(loss):.4g}" for name, loss in losses.items()}
@@ -77,7 +177,7 @@ class LiveTrainer:
         if self.cfg.checkpoint_path is None:
             raise TrainingInterrupted(None)
         checkpoint = Path(self.cfg.checkpoint_path) / str(self.n_training_samples)
-        if not checkpoint.exists():
+        if self.last_checkpoint != checkpoint:
             self.save_checkpoint(checkpoint.name)
         raise TrainingInterrupted(checkpoint)
 
@@ -89,6 +189,16 @@ class ResumableSAETrainer(LiveTrainer, SAETrainer[TrainingSAE[Any], Any]):
     """
 
     @override
+    def trained(self) -> Mapping[str, TrainingSAE[Any]]:
+        return {"": self.sae}
+
+    @override
+    def step(self, batch: Tensor) -> TrainStepOutput:
+        output = super().step(batch)
+        self.watch(output.loss, self.n_training_samples)
+        return output
+
+    @override
     def save_checkpoint(
         self,
         checkpoint_name: str,
@@ -97,15 +207,11 @@ class ResumableSAETrainer(LiveTrainer, SAETrainer[TrainingSAE[Any], Any]):
     ) -> None:
         base = base_path if base_path is not None else self.cfg.checkpoint_path
         if base is None:
+            self.check_finite()
             super().save_checkpoint(checkpoint_name, None, wandb_aliases)
             return
-        with whole_folder(Path(base) / checkpoint_name) as staging:
+        with self.checkpoint_folder(Path(base) / checkpoint_name) as staging:
             super().save_checkpoint(staging.name, staging.parent, wandb_aliases)
-
-    @override
-    def load_trainer_state(self, checkpoint_path: Path | str) -> None:
-        super().load_trainer_state(checkpoint_path)
-        self.after_loading()
 
     @override
     @torch.no_grad()
@@ -113,3 +219,13 @@ class ResumableSAETrainer(LiveTrainer, SAETrainer[TrainingSAE[Any], Any]):
         self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 100
     ) -> None:
         self.after_step(pbar, step_output.losses)
+
+
+def _of(sae: str) -> str:
+    return f" of the SAE {sae!r}" if sae else ""
+
+
+def _last(checkpoint: Path | None) -> str:
+    if checkpoint is None:
+        return "there is no checkpoint before it"
+    return f"the checkpoint before it is whole: {checkpoint}"

@@ -39,7 +39,7 @@ from sae_lens_hierarchical import (
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME
 from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.training.activations_store import MixingBuffer
-from sae_lens_hierarchical.training.checkpoint import find_checkpoint, whole_folder
+from sae_lens_hierarchical.training.checkpoint import find_checkpoint
 from tests.conftest import MakeConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
@@ -363,29 +363,6 @@ def test_pareto_curve_reaches_wandb(
     assert "losses/hierarchical_loss" in logged
     assert cfg.logger.wandb_id == "the run"  # a resumed run goes on in it
     assert "model_performance_preservation" in logged  # SAELens's evals ran
-
-
-def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    folder = tmp_path / "sae"
-
-    def fail() -> None:
-        with whole_folder(folder) as staging:
-            (staging / "cfg.json").write_text("half")
-            raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError, match="killed"):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-
-    with whole_folder(folder) as staging:
-        (staging / "cfg.json").write_text("first")
-    (folder / "notes.txt").write_text("mine")
-    with whole_folder(folder) as staging:
-        (staging / "cfg.json").write_text("second")
-        assert (folder / "cfg.json").read_text() == "first"
-    assert (folder / "cfg.json").read_text() == "second"
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_broken_checkpoints_are_refused_before_training(

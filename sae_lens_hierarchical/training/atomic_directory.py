@@ -1,0 +1,172 @@
+"""Folders whose SAE appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATION_WHITENING_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
+
+from sae_lens_hierarchical.training.locks import locked
+
+__all__ = ["MANIFEST_FILENAME", "atomic_directory", "remove_abandoned"]
+
+MANIFEST_FILENAME = "manifest.json"
+
+# What belongs to an SAE or a checkpoint, and so to the one before in the same folder.
+_OWN_FILES = {
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATION_WHITENING_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    TRAINER_STATE_FILENAME,
+    RUNNER_CFG_FILENAME,
+    MANIFEST_FILENAME,
+}
+
+
+@contextmanager
+def atomic_directory(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of ``folder`` once it is full.
+
+    If the block raises or the process dies, ``folder`` stays as it was. Where
+    ``folder`` exists, what an SAE there had goes, in sub-folders that are written too,
+    and other files stay. ``folder`` may be a mount point, or a link to one.
+
+    Raises:
+        OSError: If the full folder cannot take its place: an older SAE is then as it
+            was, and the message names where the new one is.
+    """
+    folder = folder.resolve()  # of a link, what it points to is written
+    is_new = not folder.exists()
+    # On the file system of the final files, so that they can be renamed.
+    beside = folder.parent if is_new else folder
+    if not beside.exists():
+        beside.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=beside))
+    staging = work / "new"
+    try:
+        staging.mkdir()
+        yield staging
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    try:
+        _sync_all(staging)
+        if not (is_new and _rename(staging, folder)):
+            with locked(folder / ".write.lock", wait=True):
+                _replace(folder, work)
+        _sync(folder)
+        _sync(folder.parent)
+    except BaseException as error:
+        kept = work.with_name(work.name.replace(".partial-", ".kept-"))
+        work.rename(kept)
+        if not isinstance(error, OSError):
+            raise
+        raise OSError(
+            error.errno,
+            f"{folder} could not be replaced and is as it was; the new files are in "
+            f"{kept / 'new'}: {error.strerror or error}",
+        ) from error
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left half full in ``folder`` and its sub-folders.
+
+    Nobody else may be writing there. A full one, whose writer died while it took its
+    place, is left: it may hold the only copy.
+    """
+    pattern = ".*.partial-*"
+    for work in [*folder.glob(pattern), *folder.glob(f"*/{pattern}")]:
+        if not (work / "old").exists():
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _rename(staging: Path, folder: Path) -> bool:
+    """Rename a folder; tell whether that could be, since another may have come."""
+    try:
+        staging.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
+
+
+def _replace(folder: Path, work: Path) -> None:
+    """Put ``work``'s new files into ``folder``, or leave both as they were."""
+    new, old = work / "new", work / "old"
+    old.mkdir()
+    moved: list[tuple[Path, Path]] = []
+
+    def move(source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        moved.append((source, target))
+
+    try:
+        # Without its cfg.json no loader takes half of an SAE for one.
+        for file in _cfg_first(_replaced(folder, new)):
+            move(file, old / file.relative_to(folder))
+        for file in reversed(_cfg_first(f for f in new.rglob("*") if f.is_file())):
+            move(file, folder / file.relative_to(new))
+    except BaseException:
+        for source, target in reversed(moved):
+            target.rename(source)
+        shutil.rmtree(old)
+        raise
+
+
+def _replaced(folder: Path, new: Path) -> Iterator[Path]:
+    """Yield the files that ``new`` takes the place of, in its own sub-folders too."""
+    names = {entry.name for entry in new.iterdir()}
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            if (new / entry.name).is_dir():
+                yield from _replaced(entry, new / entry.name)
+        elif entry.name in names | _OWN_FILES:
+            yield entry
+
+
+def _cfg_first(files: Iterator[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: (file.name != SAE_CFG_FILENAME, file))
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Have a file or folder on the disk, so that no crash undoes it."""
+    if path.is_dir():
+        # Not every system can do that with a folder.
+        with suppress(OSError):
+            _fsync(path, os.O_RDONLY)
+    else:
+        _fsync(path, os.O_RDWR)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

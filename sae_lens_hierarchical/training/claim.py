@@ -1,0 +1,74 @@
+"""The folders that a run will write: found fit and held before it starts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sae_lens_hierarchical.training.atomic_directory import remove_abandoned
+from sae_lens_hierarchical.training.locks import locked
+
+__all__ = ["claimed"]
+
+
+@contextmanager
+def claimed(cfg: Any) -> Iterator[None]:
+    """Hold a run's folders for it, and remove afterwards what was made and left empty.
+
+    What killed runs left half written there is removed.
+
+    Args:
+        cfg: The run's, for one SAE or several.
+
+    Raises:
+        ValueError: If one cannot be written, or another run holds it, naming the field.
+    """
+    folders: dict[Path, str] = {}
+    for field in ("output_path", "checkpoint_path"):
+        if (folder := getattr(cfg, field)) is not None:
+            folders.setdefault(Path(folder).resolve(), field)
+    with ExitStack() as stack:
+        for folder, field in folders.items():
+            stack.enter_context(_claimed(field, folder))
+        yield
+
+
+@contextmanager
+def _claimed(field: str, folder: Path) -> Iterator[None]:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _write_and_rename(folder)
+                stack.enter_context(locked(folder / ".run.lock", wait=False))
+            except BlockingIOError:
+                raise ValueError(
+                    f"{field} {folder} is being written by another run: give this one "
+                    "a folder of its own, or wait for the other to end"
+                ) from None
+            except OSError as error:
+                raise ValueError(
+                    f"{field} must be a folder that can be written, got {folder}: "
+                    f"{error}"
+                ) from error
+            remove_abandoned(folder)
+            yield
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _write_and_rename(folder: Path) -> None:
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    renamed = probe.with_suffix(".renamed")
+    try:
+        probe.write_bytes(b"-")
+        probe.rename(renamed)
+    finally:
+        probe.unlink(missing_ok=True)
+        renamed.unlink(missing_ok=True)

@@ -1,0 +1,177 @@
+"""What may differ between a run and its checkpoint, and what a stranger's may say."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_lens import logger
+
+from sae_lens_hierarchical.training.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    open_checkpoint,
+)
+
+__all__ = ["check_model_kwargs", "lies_where_it_was_written", "origin", "resumed"]
+
+# What makes no other run: devices, where outputs go, how it is logged and computed.
+_MAY_DIFFER = {
+    "training_tokens",
+    "n_checkpoints",
+    "save_final_checkpoint",
+    "checkpoint_path",
+    "output_path",
+    "resume_from_checkpoint",
+    "from_pretrained_path",  # the checkpoint's weights take the place of its own
+    "device",
+    "llm_device",
+    "act_store_device",
+    "prefetch_llm_batches",
+    "compile_llm",
+    "llm_compilation_mode",
+    "compile_sae",
+    "sae_compilation_mode",
+    "logger",
+    "verbose",
+    "n_eval_batches",
+    "eval_batch_size_prompts",
+    "hook_eval",
+    "dataset_trust_remote_code",
+    "sae_lens_version",
+    "sae_lens_training_version",
+}
+_MAY_DIFFER_OF_AN_SAE = {"device", "backend"}
+_NOT_OF_THE_CONFIG = {"metadata"}  # the run itself fills it in
+
+# What a model may be loaded with because a file from elsewhere says so.
+_PLAIN_MODEL_KWARGS = {
+    "center_unembed",
+    "center_writing_weights",
+    "default_padding_side",
+    "default_prepend_bos",
+    "dtype",
+    "first_n_layers",
+    "fold_ln",
+    "fold_value_biases",
+    "n_ctx",
+    "n_devices",
+    "refactor_factored_attn_matrices",
+    "torch_dtype",
+}
+
+
+def resumed(cfg: Any) -> Checkpoint | None:
+    """Return the checkpoint that a run goes on from, if it does.
+
+    Args:
+        cfg: The run's, for one SAE or several; its ``resume_from_checkpoint`` becomes
+            the checkpoint's own folder.
+
+    Raises:
+        ValueError: If there is no whole one, or it is of another run.
+    """
+    if cfg.resume_from_checkpoint is None:
+        return None
+    checkpoint = open_checkpoint(find_checkpoint(cfg.resume_from_checkpoint))
+    _check_same_run(checkpoint, cfg.to_dict())
+    cfg.resume_from_checkpoint = str(checkpoint.folder)
+    return checkpoint
+
+
+def origin(checkpoint: Checkpoint | None) -> tuple[str, Path | None]:
+    """Return a run's id, a new one for a new run, and what it goes on from."""
+    if checkpoint is None:
+        return uuid.uuid4().hex, None
+    return checkpoint.run_id, checkpoint.folder
+
+
+def _check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
+    """Compare a config with that of the run that wrote a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint.
+        asked: What the run would go on with, as the config's ``to_dict`` gives it.
+
+    Raises:
+        ValueError: If it would be another run, listing every field that differs.
+    """
+    was = _flat(checkpoint.runner_cfg)
+    now = _flat(json.loads(json.dumps(asked, default=str)))
+    # What only one of them has is of another version of SAELens.
+    differing = [n for n in was if n in now and was[n] != now[n]]
+    refused = [name for name in differing if not _may_differ(name)]
+    if refused:
+        listed = "\n  ".join(f"{n}: {was[n]!r} -> {now[n]!r}" for n in refused)
+        raise ValueError(
+            f"{checkpoint.folder} is of a run with another config, and going on from "
+            f"it needs the run's own (the run's -> what was asked for):\n  {listed}"
+        )
+    for name in differing:
+        logger.info(f"Resuming with another {name}: {was[name]!r} -> {now[name]!r}")
+    changing = was.get("lr_decay_steps") or was.get("lr_scheduler_name") != "constant"
+    if "training_tokens" in differing and changing:
+        logger.warning(
+            "The learning rate follows the schedule of the run, which was made for "
+            f"training_tokens={was['training_tokens']}: resuming does not stretch it"
+        )
+
+
+def check_model_kwargs(
+    source: Path, kwargs: Mapping[str, Any] | None, trust_remote_code: bool
+) -> None:
+    """Check what a file from elsewhere would have a language model loaded with.
+
+    Args:
+        source: The file, for the error.
+        kwargs: Its ``model_from_pretrained_kwargs``.
+        trust_remote_code: Whether the user trusts it.
+
+    Raises:
+        ValueError: If some may run code or reach beyond the model, naming them.
+    """
+    if trust_remote_code or not kwargs:
+        return
+    plain = (str, int, float, bool, type(None))
+    refused = {
+        name: value
+        for name, value in kwargs.items()
+        if name not in _PLAIN_MODEL_KWARGS or not isinstance(value, plain)
+    }
+    if refused:
+        raise ValueError(
+            f"{source} asks to load its language model with {refused}, which may run "
+            f"its author's code; allowed are {sorted(_PLAIN_MODEL_KWARGS)}. Pass "
+            "trust_remote_code=True (--trust-remote-code) if you trust it"
+        )
+
+
+def lies_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:
+    """Tell whether a checkpoint is where its own config says, not from elsewhere."""
+    written = runner_cfg.get("checkpoint_path")
+    if not isinstance(written, str):
+        return False
+    return Path(written).resolve() == folder.resolve().parent
+
+
+def _may_differ(name: str) -> bool:
+    if name.startswith(("sae.", "saes.")):
+        return name.rpartition(".")[2] in _MAY_DIFFER_OF_AN_SAE
+    return name in _MAY_DIFFER
+
+
+def _flat(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with its SAEs' fields under names like ``saes.a.k``."""
+    flat = {name: v for name, v in cfg.items() if name not in ("sae", "saes")}
+    several = cfg.get("saes", {})
+    flat["saes"] = [*several]
+    saes = {f"saes.{name}": sae for name, sae in several.items()}
+    if "sae" in cfg:
+        saes["sae"] = cfg["sae"]
+    for prefix, sae in saes.items():
+        fields = {n: v for n, v in sae.items() if n not in _NOT_OF_THE_CONFIG}
+        flat |= {f"{prefix}.{name}": value for name, value in fields.items()}
+    return flat
