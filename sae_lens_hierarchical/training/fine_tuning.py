@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from sae_lens import TopKSAE, TrainingSAE, TrainingSAEConfig
 
+from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAE,
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
 )
-from sae_lens_hierarchical.saes.loading import load_sae
 
 __all__ = ["sae_from_pretrained"]
 

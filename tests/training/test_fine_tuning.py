@@ -16,7 +16,7 @@ from sae_lens_hierarchical import (
     HierarchicalTopKTrainingSAE,
     LanguageModelSAETrainingRunner,
 )
-from sae_lens_hierarchical.saes.loading import load_sae
+from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
 from tests.conftest import MakeConfig
 
