@@ -201,7 +201,7 @@ def _(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 ) -> None:
-    x, W_enc, b_enc, b_dec, scale = inputs[:5]
+    x, W_enc, b_enc, b_dec, scale, _k, _sample, _dtype = inputs
     values, indices, first = output
     ctx.mark_non_differentiable(indices, first)
     ctx.save_for_backward(values, indices, x, W_enc, b_dec, scale)
@@ -209,11 +209,12 @@ def _setup_context(
 
 
 def _autograd_backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
+    scale: Tensor | None
     values, indices, x, W_enc, b_dec, scale = ctx.saved_tensors
     grad_W_enc, grad_b_enc, grad_scale = _backward(
         grad_values, values, indices, x, W_enc, b_dec, scale
     )
-    needs_x, _, _, needs_b_dec, needs_scale, *_ = ctx.needs_input_grad
+    needs_x, _, _, needs_b_dec, needs_scale = ctx.needs_input_grad[:5]
     grad_x = grad_b_dec = None
     if needs_x:
         grad = grad_values.to(grad_b_enc.dtype)
@@ -222,14 +223,14 @@ def _autograd_backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Any, ...
         rows = W_enc.T.to(grad.dtype)
         bags = F.embedding_bag(indices, rows, mode="sum", per_sample_weights=grad)
         grad_x = bags.to(x.dtype)
-    if needs_b_dec:
+    if needs_b_dec and b_dec is not None:
         grad_b_dec = -(W_enc.to(grad_b_enc.dtype) @ grad_b_enc).to(b_dec.dtype)
     return (
         grad_x,
         grad_W_enc.T.to(W_enc.dtype),
         grad_b_enc.to(ctx.b_enc_dtype),
         grad_b_dec,
-        grad_scale.to(scale.dtype) if needs_scale else None,
+        grad_scale.to(scale.dtype) if needs_scale and scale is not None else None,
         None,
         None,
         None,

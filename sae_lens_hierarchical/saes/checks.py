@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from sae_lens import SAE
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from torch import Tensor
 
 from sae_lens_hierarchical.ops.budgets import as_integer
@@ -90,4 +91,4 @@ def check_state_dict(sae: SAE[Any], state_dict: dict[str, Tensor]) -> None:
         # NaN in the thresholds means that they are unknown.
         finite = ~found.isinf() if name == "thresholds" else found.isfinite()
         if not finite.all():
-            raise ValueError(f"the checkpoint's {name} holds NaN or infinity")
+            raise ValueError(f"{SAE_WEIGHTS_FILENAME}: {name} is not finite")

@@ -54,10 +54,25 @@ def decode_thresholds(table: Tensor) -> Tensor:
     """Return a checkpoint's table, [K] float32: of bytes, or of floats in older ones.
 
     Args:
-        table: [K, 4] of any dtype that holds a byte, or [K].
+        table: [K, 4], uint8 or what SAELens made of it; or [K], floating point.
+
+    Raises:
+        ValueError: If it is neither.
     """
-    if table.ndim == 2 and table.shape[1] == 4:
+    floating = table.is_floating_point()
+    if (
+        table.ndim == 2
+        and table.shape[1] == 4
+        and (floating or table.dtype == torch.uint8)
+    ):
+        if not torch.equal(table, table.to(torch.uint8).to(table.dtype)):
+            raise ValueError("thresholds must be bytes [K, 4], got other numbers")
         return table.to(torch.uint8).contiguous().view(torch.float32).view(-1)
+    if not floating:
+        raise ValueError(
+            "thresholds must be bytes, uint8 [K, 4], or floating point [K], "
+            f"got {table.dtype} {list(table.shape)}"
+        )
     return table.float()
 
 

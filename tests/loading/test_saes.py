@@ -356,7 +356,8 @@ def mutate_tensors(folder: Path, rng: random.Random) -> None:
     name = rng.choice(sorted(tensors))
     tensor = tensors[name]
     with_hole = tensor.clone()
-    with_hole.view(-1)[0] = rng.choice([torch.nan, torch.inf, -torch.inf])
+    holes = [torch.nan, torch.inf, -torch.inf] if tensor.is_floating_point() else [255]
+    with_hole.view(-1)[0] = rng.choice(holes)
     # (A threshold may be NaN, which means unknown.)
     tensors[name] = rng.choice(
         [

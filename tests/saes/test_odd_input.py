@@ -252,7 +252,7 @@ def test_weights_that_are_not_finite_are_refused(
     weights[name].view(-1)[3] = bad
     save_file(weights, path)
 
-    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity"):
+    with pytest.raises(ValueError, match=f"{name} is not finite"):
         SAE.load_from_disk(tmp_path)
 
 
