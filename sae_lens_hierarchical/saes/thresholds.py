@@ -60,11 +60,8 @@ def decode_thresholds(table: Tensor) -> Tensor:
         ValueError: If it is neither.
     """
     floating = table.is_floating_point()
-    if (
-        table.ndim == 2
-        and table.shape[1] == 4
-        and (floating or table.dtype == torch.uint8)
-    ):
+    as_bytes = table.ndim == 2 and table.shape[1] == 4
+    if as_bytes and (floating or table.dtype == torch.uint8):
         if not torch.equal(table, table.to(torch.uint8).to(table.dtype)):
             raise ValueError("thresholds must be bytes [K, 4], got other numbers")
         return table.to(torch.uint8).contiguous().view(torch.float32).view(-1)
