@@ -36,7 +36,7 @@ from sae_lens_hierarchical.data import (
     load_bundled_text,
 )
 
-__all__ = ["load_model_and_text", "load_store", "metadata_kwargs"]
+__all__ = ["allowed_model_kwargs", "load_model_and_text", "load_store", "not_asking"]
 
 MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
 TRUST = "--trust-remote-code (in Python: trust_remote_code=True)"
@@ -83,9 +83,15 @@ _ALLOWED: dict[str, Callable[[object], bool]] = {
 }
 
 
-def metadata_kwargs(metadata: SAEMetadata) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the keyword arguments for the model that metadata may set, and others."""
-    kwargs = metadata.model_from_pretrained_kwargs or {}
+def allowed_model_kwargs(
+    kwargs: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return which keyword arguments for a model a file may set, and the others.
+
+    Args:
+        kwargs: ``model_from_pretrained_kwargs`` of an SAE's metadata or a run's config.
+    """
+    kwargs = kwargs or {}
     refused = {
         name: value
         for name, value in kwargs.items()
@@ -146,7 +152,7 @@ def load_store(
         text: A data set, or its name on the Hub or path.
         options: As ``ActivationsStore.from_sae`` takes them.
     """
-    with _not_asking():
+    with not_asking():
         return ActivationsStore.from_sae(
             model,
             sae,
@@ -167,7 +173,7 @@ def _load_model(
             f"{name}'s metadata.model_class_name must be one of {MODEL_CLASSES}, "
             f"got {model_class!r}"
         )
-    kwargs, refused = metadata_kwargs(metadata)
+    kwargs, refused = allowed_model_kwargs(metadata.model_from_pretrained_kwargs)
     if trust_remote_code:
         refused.pop("trust_remote_code", None)
         if "revision" in kwargs:  # the user trusts the model, not any version of it
@@ -180,7 +186,7 @@ def _load_model(
             "that you name with --model (in Python: model_name) is loaded without them"
         )
     try:
-        with _not_asking():
+        with not_asking():
             return _load(model_class, model_name, kwargs, device, trust_remote_code)
     except ValueError as error:
         if trust_remote_code or "trust_remote_code" not in str(error):
@@ -230,7 +236,7 @@ def _load(
 
 
 @contextmanager
-def _not_asking() -> Iterator[None]:
+def not_asking() -> Iterator[None]:
     """Let transformers refuse a repository's Python where it would ask the terminal."""
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0

@@ -25,7 +25,7 @@ from sae_lens_hierarchical.loading.files import (
     read_json,
     read_tensors_checked,
 )
-from sae_lens_hierarchical.loading.models import metadata_kwargs
+from sae_lens_hierarchical.loading.models import allowed_model_kwargs
 from sae_lens_hierarchical.saes.checks import check_k
 
 __all__ = ["load_sae", "load_saes", "name_checkpoints"]
@@ -61,7 +61,9 @@ def load_saes(
     if model_name is not None:
         for name, sae in saes.items():
             metadata = sae.cfg.metadata
-            kwargs, refused = metadata_kwargs(metadata)
+            kwargs, refused = allowed_model_kwargs(
+                metadata.model_from_pretrained_kwargs
+            )
             if revision := kwargs.pop("revision", None):
                 refused["revision"] = revision
             refused.pop("trust_remote_code", None)  # that is the user's to say

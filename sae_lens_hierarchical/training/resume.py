@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_lens import logger
 
+from sae_lens_hierarchical.loading.models import allowed_model_kwargs
 from sae_lens_hierarchical.training.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -46,22 +47,6 @@ _MAY_DIFFER = {
 }
 _MAY_DIFFER_OF_AN_SAE = {"device", "backend"}
 _NOT_OF_THE_CONFIG = {"metadata"}  # the run itself fills it in
-
-# What a model may be loaded with because a file from elsewhere says so.
-_PLAIN_MODEL_KWARGS = {
-    "center_unembed",
-    "center_writing_weights",
-    "default_padding_side",
-    "default_prepend_bos",
-    "dtype",
-    "first_n_layers",
-    "fold_ln",
-    "fold_value_biases",
-    "n_ctx",
-    "n_devices",
-    "refactor_factored_attn_matrices",
-    "torch_dtype",
-}
 
 
 def resumed(cfg: Any) -> Checkpoint | None:
@@ -133,20 +118,14 @@ def check_model_kwargs(
     Raises:
         ValueError: If some may run code or reach beyond the model, naming them.
     """
-    if trust_remote_code or not kwargs:
+    _, refused = allowed_model_kwargs(kwargs)
+    if trust_remote_code or not refused:
         return
-    plain = (str, int, float, bool, type(None))
-    refused = {
-        name: value
-        for name, value in kwargs.items()
-        if name not in _PLAIN_MODEL_KWARGS or not isinstance(value, plain)
-    }
-    if refused:
-        raise ValueError(
-            f"{source} asks to load its language model with {refused}, which may run "
-            f"its author's code; allowed are {sorted(_PLAIN_MODEL_KWARGS)}. Pass "
-            "trust_remote_code=True (--trust-remote-code) if you trust it"
-        )
+    raise ValueError(
+        f"{source} asks to load its language model with {refused}, which may run its "
+        "author's code. Pass trust_remote_code=True (--trust-remote-code) if you trust "
+        "it"
+    )
 
 
 def lies_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from typing_extensions import Self, override
 
+from sae_lens_hierarchical.loading.models import not_asking
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
@@ -155,9 +156,11 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if not at_home:
             cfg.checkpoint_path = str(Path(str(output)) / "checkpoints")
             cfg.logger.log_to_wandb = False
-        if not trust_remote_code:
-            cfg.dataset_trust_remote_code = False
-        return cls(cfg, override_dataset, override_model)
+        if trust_remote_code:
+            return cls(cfg, override_dataset, override_model)
+        cfg.dataset_trust_remote_code = False
+        with not_asking():
+            return cls(cfg, override_dataset, override_model)
 
     @override
     def run(self) -> TrainingSAE[Any]:
