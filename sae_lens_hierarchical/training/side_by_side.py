@@ -38,6 +38,7 @@ from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.rescue import save_somewhere
 from sae_lens_hierarchical.training.resume import origin, resumed
 from sae_lens_hierarchical.training.signals import stopping_on_signals
+from sae_lens_hierarchical.training.step import FastSAETrainer
 from sae_lens_hierarchical.training.trainer import LiveTrainer
 
 __all__ = ["SideBySideRunner", "side_by_side"]
@@ -185,6 +186,8 @@ class SideBySideTrainer(LiveTrainer, MultiSAETrainer):
     def begin(self, run_id: str, resumed_from: Path | None) -> None:
         super().begin(run_id, resumed_from)
         for name, trainer in self.trainers.items():
+            trainer.__class__ = FastSAETrainer  # SAELens names the class, too
+            cast("FastSAETrainer", trainer).prepare_optimizer()
             trainer.n_training_steps = self.n_training_steps
             trainer.step = partial(self._step, name, trainer.step)
 

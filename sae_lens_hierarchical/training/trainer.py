@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sae_lens import SAETrainer
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from torch import Tensor
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from typing_extensions import override
 from sae_lens_hierarchical.training.atomic_directory import atomic_directory
 from sae_lens_hierarchical.training.manifest import write_manifest
 from sae_lens_hierarchical.training.rescue import WRITE_ERRORS
+from sae_lens_hierarchical.training.step import FastSAETrainer
 
 __all__ = [
     "LiveTrainer",
@@ -182,7 +182,7 @@ class LiveTrainer:
         raise TrainingInterrupted(checkpoint)
 
 
-class ResumableSAETrainer(LiveTrainer, SAETrainer[TrainingSAE[Any], Any]):
+class ResumableSAETrainer(LiveTrainer, FastSAETrainer):
     """An ``SAETrainer`` that can be killed at any moment.
 
     A checkpoint's folder appears under its name when all of its files are written.
