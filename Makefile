@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # SAEBench wants older numpy and datasets than we have.
-BENCH_VENV := .venv-bench
-BENCH_BIN := $(BENCH_VENV)/bin
+SAEBENCH_VENV := .venv-saebench
+SAEBENCH_BIN := $(SAEBENCH_VENV)/bin
 
-.PHONY: quickstart test bench-test check dist-check benchmark clean
+.PHONY: quickstart test saebench-test check dist-check benchmark clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/sae-lens-hierarchical quickstart
@@ -14,8 +14,8 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
-bench-test: $(BENCH_VENV)/installed
-	$(BENCH_BIN)/python -m pytest tests/bench tests/eval/test_saebench_results.py \
+saebench-test: $(SAEBENCH_VENV)/installed
+	$(SAEBENCH_BIN)/python -m pytest tests/saebench  \
 	    'tests/test_notebooks.py::test_notebook_runs[saebench]'
 
 check: $(VENV)/installed-dev
@@ -43,13 +43,13 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 # PyPI's torchvision is built for CUDA: beside a CPU torch transformers cannot import it.
-$(BENCH_VENV)/installed: pyproject.toml constraints-bench.txt constraints-common.txt
-	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_BIN)/python -m pip install --quiet --upgrade pip
-	$(BENCH_BIN)/python -m pip install --constraint constraints-bench.txt \
-	    --editable '.[bench,dev]'
-	$(BENCH_BIN)/python -m pip uninstall --yes torchvision
+$(SAEBENCH_VENV)/installed: pyproject.toml constraints-saebench.txt constraints-common.txt
+	$(PYTHON) -m venv $(SAEBENCH_VENV)
+	$(SAEBENCH_BIN)/python -m pip install --quiet --upgrade pip
+	$(SAEBENCH_BIN)/python -m pip install --constraint constraints-saebench.txt \
+	    --editable '.[saebench,dev]'
+	$(SAEBENCH_BIN)/python -m pip uninstall --yes torchvision
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) dist
+	rm -rf $(VENV) $(SAEBENCH_VENV) dist

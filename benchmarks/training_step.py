@@ -1,6 +1,6 @@
 """How long does a whole training step take: encoder, loss, backward, clip and Adam?
 
-Times SAELens's TopK step, ours (with the losses J_1 and J_8), that of an earlier commit,
+Times SAELens's TopK step, ours (losses J_1 and J_8), that of an earlier commit,
 EleutherAI/sparsify's, and the bare product of the encoder, and writes
 ``results/training_step_DEVICE.csv``. Each runs in a process of its own, one step in
 turn after the other, so that a slow moment of the machine meets all; times are medians.

@@ -134,69 +134,70 @@ def main(args: Sequence[str] | None = None) -> int:
         "--autointerp",
         type=Path,
         metavar="FOLDER",
-        help="results of bench, for figure 6; the SAEs must have the same names there",
+        help="results of saebench, for figure 6: of SAEs with the same names",
     )
     figures.set_defaults(run=_figures)
 
-    bench = commands.add_parser("bench", help="run SAEBench on any SAEs at many k")
-    bench.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
-    bench.add_argument("--k", type=_integers, required=True, metavar="1,2,4,...")
-    bench.add_argument(
+    saebench = commands.add_parser(
+        "saebench", help="run SAEBench on any SAEs at many k"
+    )    saebench.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    saebench.add_argument("--k", type=_integers, required=True, metavar="1,2,4,...")
+    saebench.add_argument(
         "--evals",
         type=_names,
         default=["core"],
         metavar="NAME,...",
         help="core (default), autointerp and sparse_probing",
     )
-    _add_model_options(bench)
-    bench.add_argument(
+    _add_model_options(saebench)
+    saebench.add_argument(
         "--dataset",
         metavar="NAME",
         help="or a path; default: what the first one was trained on",
     )
-    bench.add_argument(
+    saebench.add_argument(
         "--contexts", type=int, default=32_000, help="of text; default: 32000"
     )
-    bench.add_argument(
+    saebench.add_argument(
         "--latents",
         type=int,
         default=1_000,
         help="features that AutoInterp explains for each SAE and k (default: 1000)",
     )
-    bench.add_argument(
+    saebench.add_argument(
         "--judge-model", metavar="NAME", help="AutoInterp's judge: any chat model"
     )
-    bench.add_argument(
+    saebench.add_argument(
         "--judge-url",
         metavar="URL",
         help="an API like OpenAI's (default: OpenAI or $OPENAI_BASE_URL); the key is "
         "$OPENAI_API_KEY",
     )
-    bench.add_argument(
+    saebench.add_argument(
         "--max-calls", type=int, metavar="N", help="stop before the judge is asked more"
     )
-    bench.add_argument(
+    saebench.add_argument(
         "--price",
         type=_prices,
         metavar="IN,OUT",
         help="dollars for a million tokens of prompts and answers, for the estimate",
     )
-    bench.add_argument(
+    saebench.add_argument(
         "--probing-datasets",
         type=_names,
         default=[],
         metavar="NAME,...",
         help="default: all that SAEBench has",
     )
-    bench.add_argument("--batch-size", type=int, default=16, help="default: 16")
-    bench.add_argument("--device", type=_device, default="cpu", help="default: cpu")
-    bench.add_argument(
+    saebench.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    saebench.add_argument("--device", type=_device, default="cpu", help="default: cpu")
+    saebench.add_argument(
         "--force", action="store_true", help="make results again that are there"
     )
-    bench.add_argument(
+    saebench.add_argument(
         "--output", type=Path, default=Path("eval_results"), metavar="FOLDER"
     )
-    bench.set_defaults(run=_bench)
+    saebench.set_defaults(run=_saebench)
 
     export = commands.add_parser(
         "export", help="write plain SAELens checkpoints, which need no plugin"
@@ -391,8 +392,8 @@ def _show(table: MetricsTable, ks: Collection[int], output: Path) -> None:
     """Write a table and its figures to ``output``, and show its rows at ``ks``."""
     from rich.console import Console
 
-    from sae_lens_hierarchical.eval.figures import write_figures
     from sae_lens_hierarchical.eval.table import write_table
+    from sae_lens_hierarchical.figures import write_figures
     from sae_lens_hierarchical.report import terminal_table
 
     output.mkdir(parents=True, exist_ok=True)
@@ -404,9 +405,9 @@ def _show(table: MetricsTable, ks: Collection[int], output: Path) -> None:
 
 
 def _figures(options: argparse.Namespace, _rest: list[str]) -> int:
-    from sae_lens_hierarchical.eval.figures import write_figures
-    from sae_lens_hierarchical.eval.saebench_results import autointerp_scores
     from sae_lens_hierarchical.eval.table import read_table
+    from sae_lens_hierarchical.figures import write_figures
+    from sae_lens_hierarchical.saebench.results import autointerp_scores
 
     table, scores = read_table(options.table), None
     if options.autointerp is not None:
@@ -435,15 +436,15 @@ def _prices(text: str) -> tuple[float, float]:
     return prompts, answers
 
 
-def _bench(options: argparse.Namespace, _rest: list[str]) -> int:
+def _saebench(options: argparse.Namespace, _rest: list[str]) -> int:
     from rich.console import Console
 
-    from sae_lens_hierarchical.eval.saebench_checkpoints import bench_checkpoints
-    from sae_lens_hierarchical.eval.saebench_results import bench_table, read_results
+    from sae_lens_hierarchical.saebench.checkpoints import saebench_checkpoints
+    from sae_lens_hierarchical.saebench.results import bench_table, read_results
 
     judge = None
     if options.judge_model is not None:
-        from sae_lens_hierarchical.eval.judge import Judge
+        from sae_lens_hierarchical.saebench.judge import Judge
 
         judge = Judge(
             options.judge_model,
@@ -452,7 +453,7 @@ def _bench(options: argparse.Namespace, _rest: list[str]) -> int:
             max_calls=options.max_calls,
             price=options.price,
         )
-    bench_checkpoints(
+    saebench_checkpoints(
         options.checkpoint,
         options.k,
         options.evals,

@@ -16,7 +16,7 @@ from sae_lens_hierarchical.loading import load_saes
 from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
 from sae_lens_hierarchical.saes.checks import check_size
 from sae_lens_hierarchical.training.baselines import paper_comparison
-from sae_lens_hierarchical.training.side_by_side import SideBySideRunner, side_by_side
+from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 
 __all__ = ["compare"]
 
@@ -56,7 +56,7 @@ def compare(
     torch.manual_seed(cfg.seed)
     configs = paper_comparison(ours, cfg.total_training_steps)
     folder = output / "saes"
-    runner = SideBySideRunner(side_by_side(cfg, configs, folder), text, model)
+    runner = MultiSAERunner(multi_sae_config(cfg, configs, folder), text, model)
     runner.run()
     store, settings = runner.activations_store, runner.cfg.to_dict()
     del runner  # with the training SAEs, before the others take their place

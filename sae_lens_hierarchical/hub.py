@@ -16,8 +16,8 @@ from sae_lens.loading.pretrained_sae_loaders import load_safetensors_weights
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sae_lens_hierarchical.eval.figures import draw, overview
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
+from sae_lens_hierarchical.figures import draw, overview
 from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.report import COLUMNS, table_rows
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE

@@ -21,14 +21,14 @@ from sae_lens_hierarchical.data import (
     load_bundled_text,
 )
 from sae_lens_hierarchical.eval.checkpoints import sweep_store
-from sae_lens_hierarchical.eval.figures import draw, overview
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
+from sae_lens_hierarchical.figures import draw, overview
 from sae_lens_hierarchical.loading import load_saes
 from sae_lens_hierarchical.report import html_report, terminal_table
 from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
 from sae_lens_hierarchical.training.baselines import plain_topk
 from sae_lens_hierarchical.training.bundled import bundled_fields, small_run
-from sae_lens_hierarchical.training.side_by_side import SideBySideRunner, side_by_side
+from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 
 __all__ = ["quickstart"]
 
@@ -71,10 +71,10 @@ def quickstart(
     cfg = LanguageModelSAERunnerConfig(**settings)
     configs: dict[str, TrainingSAEConfig] = {OURS: cfg.sae}
     configs |= {f"TopK-{k}": plain_topk(cfg.sae, k) for k in FIXED_KS}
-    runner_cfg = side_by_side(cfg, configs, output / "saes")
+    runner_cfg = multi_sae_config(cfg, configs, output / "saes")
     with small_run():
         text = load_bundled_text("train")
-        runner = SideBySideRunner(runner_cfg, text, model)
+        runner = MultiSAERunner(runner_cfg, text, model)
         runner.run()
         saes = load_saes({name: output / "saes" / name for name in configs})
         text = load_bundled_text("held_out")

@@ -29,7 +29,7 @@ from tests.hub_server import HubServer
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["quickstart"], ["bench"], ["export"], ["push"]]
+    "command", [[], ["quickstart"], ["saebench"], ["export"], ["push"]]
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_one_clear_line(
     option: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["bench", "checkpoint", "--k=1", option])
+        main(["saebench", "checkpoint", "--k=1", option])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.comparison import compare
 from sae_lens_hierarchical.eval.table import read_table
 from sae_lens_hierarchical.training.baselines import paper_comparison
-from sae_lens_hierarchical.training.side_by_side import SideBySideRunner, side_by_side
+from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 from tests.conftest import MakeConfig
 
 
@@ -195,7 +195,7 @@ def two_saes(
     cfg = make_config(**changes)
     configs = {"a": cfg.sae, "b": ours(3, device="cpu")}
     configs["b"].d_in = 128
-    return cfg, side_by_side(cfg, configs, tmp_path / "saes")
+    return cfg, multi_sae_config(cfg, configs, tmp_path / "saes")
 
 
 def test_a_checkpoint_takes_the_place_of_one_of_that_name(
@@ -204,7 +204,7 @@ def test_a_checkpoint_takes_the_place_of_one_of_that_name(
     log = LoggingConfig(log_to_wandb=False, wandb_id="abc")  # which names the folder
     for _ in range(2):
         _, together = two_saes(make_config, tmp_path, logger=log, n_checkpoints=1)
-        SideBySideRunner(together, text, model).run()
+        MultiSAERunner(together, text, model).run()
 
         (checkpoint,) = Path(together.checkpoint_path).iterdir()
         assert {path.name for path in checkpoint.iterdir() if path.is_dir()} == {*"ab"}
@@ -220,7 +220,7 @@ def test_each_saes_losses_reach_wandb(
     log = LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=100)
     _, together = two_saes(make_config, tmp_path, logger=log)
 
-    SideBySideRunner(together, text, model).run()
+    MultiSAERunner(together, text, model).run()
 
     for name in "ab":
         assert 0 < logged[f"{name}/metrics/l0"] <= 8
@@ -251,8 +251,8 @@ def test_saes_side_by_side_are_trained_as_the_one(
         assert getattr(together, name) == getattr(cfg, name), name
     assert together.hook_names_per_sae == dict.fromkeys("ab", cfg.hook_name)
 
-    trained = SideBySideRunner(together, text, model).run()
-    SideBySideRunner(together, text, model).run()  # again, to the same folders
+    trained = MultiSAERunner(together, text, model).run()
+    MultiSAERunner(together, text, model).run()  # again, to the same folders
 
     x = torch.randn(5, 128)
     for name, k in (("a", 8), ("b", 3)):
@@ -282,7 +282,7 @@ def test_a_stopped_run_says_where_its_checkpoint_is(
     _, together = two_saes(
         make_config, tmp_path, training_tokens=64_000_000, **settings
     )
-    runner = SideBySideRunner(together, text, model)
+    runner = MultiSAERunner(together, text, model)
     steps = itertools.count(1)
 
     def interrupt(_parameter: torch.Tensor) -> None:
@@ -305,7 +305,7 @@ def test_a_stopped_run_says_where_its_checkpoint_is(
         resume_from_checkpoint=str(checkpoint),
     )
     capsys.readouterr()
-    SideBySideRunner(resumed, text, model).run()
+    MultiSAERunner(resumed, text, model).run()
     assert (tmp_path / "saes" / "b").is_dir()
     # None for those that came before it.
     assert not Path(resumed.checkpoint_path).exists()

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = [
     path
     for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-    # SAEBench has an environment of its own: make bench-test.
+    # SAEBench has an environment of its own: make saebench-test.
     if path.stem != "saebench" or find_spec("sae_bench")
 ]
 

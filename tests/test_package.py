@@ -39,7 +39,9 @@ def test_the_changelog_has_the_version() -> None:
 def test_every_imported_package_is_declared() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = project["dependencies"] + project["optional-dependencies"]["bench"]
+    requirements = (
+        project["dependencies"] + project["optional-dependencies"]["saebench"]
+    )
     declared = {
         normalized(re.split(r"[^\w.-]", requirement)[0]) for requirement in requirements
     }

@@ -137,7 +137,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if "sae" not in fields:
             raise ValueError(
                 f"{folder} is of several SAEs: set it as resume_from_checkpoint in the "
-                "config of a SideBySideRunner"
+                "config of a MultiSAERunner"
             )
         at_home = lies_where_it_was_written(folder, fields)
         if output is None and not at_home:

@@ -30,12 +30,12 @@ from sae_lens_hierarchical import (
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
 from sae_lens_hierarchical.training.claim import claimed
-from sae_lens_hierarchical.training.side_by_side import SideBySideRunner, side_by_side
+from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 from tests.conftest import MakeConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
 
-Runner = LanguageModelSAETrainingRunner | SideBySideRunner
+Runner = LanguageModelSAETrainingRunner | MultiSAERunner
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def several(make_config: MakeConfig, **changes: Any) -> Any:
             d_in=128, d_sae=32, k=3, normalize_activations="expected_average_only_in"
         ),
     }
-    together = side_by_side(cfg, saes, Path(str(cfg.output_path)))
+    together = multi_sae_config(cfg, saes, Path(str(cfg.output_path)))
     together.checkpoint_path = cfg.checkpoint_path
     return together
 
@@ -71,7 +71,7 @@ def maker(make_config: MakeConfig, several_saes: bool) -> Callable[..., Any]:
 
 def runner(cfg: Any, data: dict[str, Any]) -> Runner:
     one = hasattr(cfg, "sae")
-    return (LanguageModelSAETrainingRunner if one else SideBySideRunner)(cfg, **data)
+    return (LanguageModelSAETrainingRunner if one else MultiSAERunner)(cfg, **data)
 
 
 @pytest.fixture(params=["one", "several"])
@@ -365,7 +365,7 @@ def test_a_resumed_run_of_several_saes_equals_an_uninterrupted_one(
             ),
             "topk": TopKTrainingSAEConfig(**settings),
         }
-        together = side_by_side(cfg, saes, Path(str(cfg.output_path)))
+        together = multi_sae_config(cfg, saes, Path(str(cfg.output_path)))
         # Two hooks, whose activations must stay those of the same tokens.
         hooks = dict.fromkeys(saes, cfg.hook_name) | {"topk": "blocks.1.hook_mlp_out"}
         together._hook_names_per_sae = together.hook_names = hooks
@@ -373,11 +373,11 @@ def test_a_resumed_run_of_several_saes_equals_an_uninterrupted_one(
 
     torch.manual_seed(0)
     whole = make("whole")
-    SideBySideRunner(whole, **data).run()
+    MultiSAERunner(whole, **data).run()
     middle = checkpoints(whole)[1]
     torch.manual_seed(1234)
     resumed = make("resumed", resume_from_checkpoint=str(middle))
-    SideBySideRunner(resumed, **data).run()
+    MultiSAERunner(resumed, **data).run()
 
     for name in whole.saes:
         for file in ("sae_weights.safetensors", "sparsity.safetensors"):
@@ -415,13 +415,13 @@ def test_training_stops_where_it_diverges(
         make = maker(make_config, several_saes)
         cfg = make(n_checkpoints=3)
         one = runner(cfg, data)
-        poison(one.saes["b"] if isinstance(one, SideBySideRunner) else one.sae, at_step)
+        poison(one.saes["b"] if isinstance(one, MultiSAERunner) else one.sae, at_step)
 
         with pytest.raises(TrainingDivergedError, match="training diverged") as stopped:
             one.run()
 
         message = str(stopped.value)
-        if isinstance(one, SideBySideRunner):
+        if isinstance(one, MultiSAERunner):
             assert "of the SAE 'b'" in message
         assert f"step {noticed} ({64 * noticed} samples seen)" in message
         found = checkpoints(cfg) if Path(cfg.checkpoint_path).exists() else []
@@ -594,7 +594,7 @@ def test_saelens_topk_with_sparse_activations_and_rescaling_is_refused(
     topk = TopKTrainingSAEConfig(d_in=128, d_sae=64, k=8, use_sparse_activations=True)
     message = "cannot have use_sparse_activations=True together with"
     with pytest.raises(ValueError, match=f"b {message}"):
-        side_by_side(make_config(), {"b": topk}, tmp_path)
+        multi_sae_config(make_config(), {"b": topk}, tmp_path)
     with pytest.raises(ValueError, match=f"sae {message}"):
         runner(make_config(sae=topk), data)
     topk.rescale_acts_by_decoder_norm = False

@@ -1,4 +1,4 @@
-"""Tests that need the extra [bench]: ``make bench-test`` runs them.
+"""Tests that need the extra [saebench]: ``make saebench-test`` runs them.
 
 Elsewhere they are not collected, since its numpy and datasets are older than ours.
 """
@@ -13,10 +13,11 @@ import pytest
 from sae_lens import HookedSAETransformer
 
 from sae_lens_hierarchical import HierarchicalTopKSAE
-from tests.bench.judge_server import JudgeServer, judge_server
 from tests.conftest import make_crude_sae
+from tests.saebench.judge_server import JudgeServer, judge_server
 
-collect_ignore_glob = [] if find_spec("sae_bench") else ["*"]
+_NEED_IT = ["test_command.py", "test_evals.py", "test_judge.py", "test_relied_on.py"]
+collect_ignore = [] if find_spec("sae_bench") else _NEED_IT
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from sae_lens_hierarchical.cli import main
-from sae_lens_hierarchical.eval.saebench_results import (
+from sae_lens_hierarchical.eval.table import MetricsTable, write_table
+from sae_lens_hierarchical.saebench.results import (
     autointerp_scores,
     bench_table,
     read_results,
 )
-from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from tests.conftest import make_metrics
 
 
@@ -68,13 +68,13 @@ def test_the_table_shows_what_was_measured(
 def test_without_saebench_the_command_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = "sae_lens_hierarchical.eval.saebench"
+    ours = "sae_lens_hierarchical.saebench.evals"
     for name in list(sys.modules):
         if name.startswith("sae_bench") or name in (ours, f"{ours}_checkpoints"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sae_bench", None)
 
-    assert main(["bench", "nowhere", "--k", "2"]) == 2
+    assert main(["saebench", "nowhere", "--k", "2"]) == 2
 
     error = capsys.readouterr().err
     assert "SAEBench cannot be imported" in error

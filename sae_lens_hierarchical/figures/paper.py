@@ -12,7 +12,8 @@ from itertools import chain
 
 import numpy as np
 
-from sae_lens_hierarchical.eval.figures.build import (
+from sae_lens_hierarchical.eval.table import OURS, BudgetMetrics, MetricsTable
+from sae_lens_hierarchical.figures.build import (
     curve,
     decimal_ticks,
     difference,
@@ -21,14 +22,14 @@ from sae_lens_hierarchical.eval.figures.build import (
     nonempty_figure,
     with_values,
 )
-from sae_lens_hierarchical.eval.figures.palette import (
+from sae_lens_hierarchical.figures.palette import (
     BASELINE,
     OPTIMAL,
     family_name,
     family_style,
     sae_styles,
 )
-from sae_lens_hierarchical.eval.figures.select import (
+from sae_lens_hierarchical.figures.select import (
     at_home,
     compared,
     families,
@@ -36,8 +37,7 @@ from sae_lens_hierarchical.eval.figures.select import (
     reading_pairs,
     topk_rows,
 )
-from sae_lens_hierarchical.eval.figures.spec import Figure, Panel, Series, Style
-from sae_lens_hierarchical.eval.table import OURS, BudgetMetrics, MetricsTable
+from sae_lens_hierarchical.figures.spec import Figure, Panel, Series, Style
 
 __all__ = [
     "Scores",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sae_lens_hierarchical.eval.figures.select import families, ours
-from sae_lens_hierarchical.eval.figures.spec import Style
 from sae_lens_hierarchical.eval.table import OURS, MetricsTable
+from sae_lens_hierarchical.figures.select import families, ours
+from sae_lens_hierarchical.figures.spec import Style
 
 __all__ = ["BASELINE", "OPTIMAL", "family_name", "family_style", "sae_styles"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from sae_lens_hierarchical.eval.figures.interactive import plot_json
-from sae_lens_hierarchical.eval.figures.paper import table_2
-from sae_lens_hierarchical.eval.figures.spec import Figure, Series
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
+from sae_lens_hierarchical.figures.interactive import plot_json
+from sae_lens_hierarchical.figures.paper import table_2
+from sae_lens_hierarchical.figures.spec import Figure, Series
 
 __all__ = ["html_page"]
 

@@ -41,10 +41,10 @@ from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.step import FastSAETrainer
 from sae_lens_hierarchical.training.trainer import LiveTrainer
 
-__all__ = ["SideBySideRunner", "side_by_side"]
+__all__ = ["MultiSAERunner", "multi_sae_config"]
 
 
-def side_by_side(
+def multi_sae_config(
     cfg: sae_lens.LanguageModelSAERunnerConfig[Any],
     saes: Mapping[str, TrainingSAEConfig],
     output: Path,
@@ -78,7 +78,7 @@ def side_by_side(
     )
 
 
-class SideBySideRunner(MultiSAETrainingRunner):
+class MultiSAERunner(MultiSAETrainingRunner):
     """SAELens's runner, with these differences.
 
     - A checkpoint appears whole or not at all, and so do the trained SAEs. Where they
@@ -142,8 +142,8 @@ class SideBySideRunner(MultiSAETrainingRunner):
         self, trainer: MultiSAETrainer
     ) -> dict[str, TrainingSAE[Any]]:
         # SAELens's run names its trainer's class, and leaves no other place to change.
-        trainer.__class__ = SideBySideTrainer
-        live = cast("SideBySideTrainer", trainer)
+        trainer.__class__ = ResumableMultiSAETrainer
+        live = cast("ResumableMultiSAETrainer", trainer)
         live.begin(*origin(self._checkpoint))
         self.cfg.prefetch_llm_batches = self._prefetch
         with ExitStack() as stack:
@@ -165,7 +165,7 @@ class SideBySideRunner(MultiSAETrainingRunner):
     def _save_final_outputs(
         self, saes: dict[str, TrainingSAE[Any]], trainer: MultiSAETrainer
     ) -> None:
-        cast("SideBySideTrainer", trainer).check_finite()
+        cast("ResumableMultiSAETrainer", trainer).check_finite()
         output, save = str(self.cfg.output_path), super()._save_final_outputs
 
         def save_to(folder: Path) -> None:
@@ -179,7 +179,7 @@ class SideBySideRunner(MultiSAETrainingRunner):
             save_somewhere(save_to, staging)
 
 
-class SideBySideTrainer(LiveTrainer, MultiSAETrainer):
+class ResumableMultiSAETrainer(LiveTrainer, MultiSAETrainer):
     """Trains several SAEs, with a live bar and whole checkpoints."""
 
     @override

@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.data import load_bundled_text
-from sae_lens_hierarchical.eval.saebench_results import autointerp_scores, read_results
-from tests.bench.judge_server import JudgeServer
+from sae_lens_hierarchical.saebench.results import autointerp_scores, read_results
+from tests.saebench.judge_server import JudgeServer
 from tests.stranger import Stranger
 
 SMALL = ["--k", "2,8", "--contexts", "24", "--latents", "4"]
@@ -29,8 +29,8 @@ def test_core_and_autointerp_on_the_bundled_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     judge = ["--judge-model", "small", "--judge-url", server.url, "--price", "1,2"]
-    command = ["bench", str(checkpoint), *SMALL, "--evals", "core,autointerp", *judge]
-
+    command = ["saebench", str(checkpoint), *SMALL, *judge]
+    command += ["--evals", "core,autointerp"]
     assert main([*command, "--max-calls", "2"]) == 2
     assert "the limit of 2 calls" in capsys.readouterr().err
     assert main(command) == 0
@@ -71,14 +71,14 @@ def test_a_local_model_and_text_in_place_of_hub_names(
     local = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "text")]
     output = ["--output", str(tmp_path / "results")]
     judge = ["--judge-model", "small", "--judge-url", server.url]
-    command = ["bench", str(tmp_path / "sae"), *SMALL, *local, *judge, *output]
+    command = ["saebench", str(tmp_path / "sae"), *SMALL, *local, *judge, *output]
 
     assert main([*command, "--evals", "core,autointerp"]) == 0
 
     found = read_results(tmp_path / "results")
     assert [r.metrics["sparsity", "l0"] for r in found] == pytest.approx([2, 8])
     assert [k for _, k, _ in autointerp_scores(tmp_path / "results")] == [2, 8]
-    assert main(["bench", str(tmp_path / "sae"), *SMALL, *output]) == 2
+    assert main(["saebench", str(tmp_path / "sae"), *SMALL, *output]) == 2
     assert "must name one model" in capsys.readouterr().err
 
 
@@ -90,7 +90,7 @@ def test_a_strangers_python_runs_only_by_the_users_flag(
         model_class_name="HookedTransformer",
         model_from_pretrained_kwargs={"trust_remote_code": True},
     )
-    command = ["bench", str(stranger.sae), *SMALL, "--output", str(tmp_path / "out")]
+    command = ["saebench", str(stranger.sae), *SMALL, "--output", str(tmp_path / "out")]
 
     assert main(command) == 2
     assert "'trust_remote_code': True" in capsys.readouterr().err
@@ -125,6 +125,6 @@ def test_bad_options_are_one_clear_line(
 ) -> None:
     output = ["--output", str(tmp_path / "results")]
 
-    assert main(["bench", str(checkpoint), *SMALL, *output, *options]) == 2
+    assert main(["saebench", str(checkpoint), *SMALL, *output, *options]) == 2
 
     assert message in capsys.readouterr().err

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 
 from sae_lens_hierarchical.cli import main
-from sae_lens_hierarchical.eval.figures import (
+from sae_lens_hierarchical.eval.table import (
+    OURS,
+    BudgetMetrics,
+    MetricsTable,
+    write_table,
+)
+from sae_lens_hierarchical.figures import (
     all_figures,
     draw,
     html_page,
@@ -22,13 +28,7 @@ from sae_lens_hierarchical.eval.figures import (
     paper,
     table_2,
 )
-from sae_lens_hierarchical.eval.figures.spec import Figure, Series
-from sae_lens_hierarchical.eval.table import (
-    OURS,
-    BudgetMetrics,
-    MetricsTable,
-    write_table,
-)
+from sae_lens_hierarchical.figures.spec import Figure, Series
 
 KS = [1, 2, 4, 8, 16]
 D_SAE = 50

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sae_lens_hierarchical.eval.figures.spec import Figure, Panel, Series, Style
 from sae_lens_hierarchical.eval.table import BudgetMetrics
+from sae_lens_hierarchical.figures.spec import Figure, Panel, Series, Style
 
 __all__ = [
     "curve",

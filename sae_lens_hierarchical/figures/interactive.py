@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sae_lens_hierarchical.eval.figures.spec import Panel, Series
+from sae_lens_hierarchical.figures.spec import Panel, Series
 
 __all__ = ["plot_json"]
 

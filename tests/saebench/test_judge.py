@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_lens_hierarchical.eval.judge import RETRIES, Judge, JudgeError, Messages
-from tests.bench.judge_server import JudgeServer
+from sae_lens_hierarchical.saebench.judge import RETRIES, Judge, JudgeError, Messages
+from tests.saebench.judge_server import JudgeServer
 
 TOKENS = 30
 

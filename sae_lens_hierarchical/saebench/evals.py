@@ -53,7 +53,7 @@ try:
         get_eval_uuid,
     )
 
-    from sae_lens_hierarchical.eval.judge import Judge, JudgeError, Messages
+    from sae_lens_hierarchical.saebench.judge import Judge, JudgeError, Messages
 except ImportError as error:
     raise ImportError(
         f"SAEBench cannot be imported ({error}): see SAEBench in the README of "

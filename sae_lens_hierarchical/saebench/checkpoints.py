@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_lens_hierarchical.eval.saebench import (
+from sae_lens_hierarchical.loading import (
+    load_model_and_text,
+    load_saes,
+    name_checkpoints,
+)
+from sae_lens_hierarchical.saebench.evals import (
     BATCH_SIZE,
     CONTEXTS,
     LATENTS,
@@ -13,18 +18,13 @@ from sae_lens_hierarchical.eval.saebench import (
     SAEBench,
     draw_tokens,
 )
-from sae_lens_hierarchical.loading import (
-    load_model_and_text,
-    load_saes,
-    name_checkpoints,
-)
 
-__all__ = ["bench_checkpoints"]
+__all__ = ["saebench_checkpoints"]
 
 EVALS = ("core", "autointerp", "sparse_probing")
 
 
-def bench_checkpoints(
+def saebench_checkpoints(
     checkpoints: Sequence[Path],
     ks: Sequence[int],
     evals: Sequence[str],

@@ -30,11 +30,11 @@ from torch import Tensor
 
 from sae_lens_hierarchical import HierarchicalTopKSAE
 from sae_lens_hierarchical.data import load_bundled_text
-from sae_lens_hierarchical.eval.judge import Judge, JudgeError
-from sae_lens_hierarchical.eval.saebench import SAEBench, draw_tokens
-from sae_lens_hierarchical.eval.saebench_results import autointerp_scores
 from sae_lens_hierarchical.eval.sweep import sweep
-from tests.bench.judge_server import JudgeServer
+from sae_lens_hierarchical.saebench.evals import SAEBench, draw_tokens
+from sae_lens_hierarchical.saebench.judge import Judge, JudgeError
+from sae_lens_hierarchical.saebench.results import autointerp_scores
+from tests.saebench.judge_server import JudgeServer
 
 KS = [2, 8]
 LATENTS = 6

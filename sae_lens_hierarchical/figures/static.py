@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Image
 from matplotlib.lines import Line2D
 
-from sae_lens_hierarchical.eval.figures.spec import Figure, Panel, Series
+from sae_lens_hierarchical.figures.spec import Figure, Panel, Series
 
 __all__ = ["draw"]
 

@@ -1,0 +1,1 @@
+"""SAEBench's evals at every k of an SAE. No other package knows SAEBench."""
