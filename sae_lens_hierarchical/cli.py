@@ -140,7 +140,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
     saebench = commands.add_parser(
         "saebench", help="run SAEBench on any SAEs at many k"
-    )    saebench.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    )
+    saebench.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
     saebench.add_argument("--k", type=_integers, required=True, metavar="1,2,4,...")
     saebench.add_argument(
         "--evals",
