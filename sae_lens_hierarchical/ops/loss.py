@@ -126,17 +126,28 @@ def _implementation(
     if backend == "reference":
         return reference.hierarchical_loss
     if backend == "triton" or (backend == "auto" and target.is_cuda):
-        if triton_op is None:
-            problem = f"cannot be used here: {_no_triton}"
-        else:
-            problem = triton_op.unsupported(target, values, W_dec, b_dec)
-            if problem is None:
-                return triton_op.hierarchical_loss
+        problem = _triton_problem(target, values, W_dec, b_dec)
+        if problem is None and triton_op is not None:
+            return triton_op.hierarchical_loss
         if backend == "triton":
             raise ValueError(f"backend 'triton' {problem}")
         if not torch.compiler.is_compiling():
-            _log_fallback(problem)
+            _log_fallback(str(problem))
     return sequential.hierarchical_loss
+
+
+def _triton_problem(
+    target: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor
+) -> str | None:
+    """Return why these arguments cannot go to Triton here, or None if they can."""
+    if triton_op is None:
+        return f"cannot be used here: {_no_triton}"
+    problem = triton_op.unsupported(target, values, W_dec, b_dec)
+    # Where operators are only traced nothing can be launched.
+    traced = torch.compiler.is_compiling() or type(target) is not Tensor
+    if problem is not None or traced:
+        return problem
+    return triton_op.launch_problem(target.device)
 
 
 @functools.cache

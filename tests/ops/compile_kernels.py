@@ -46,15 +46,17 @@ def fused(
     k: int,
     budgets: list[int],
     architecture: int,
+    d_sae: int = 65_536,
     **changes: Any,
 ) -> dict[str, Any]:
     """Compile ``fused_loss`` as ``op`` would launch it on this architecture."""
-    launch = plan_launch(BATCH, k, D_IN, len(budgets), itemsize, architecture)
+    launch = plan_launch(
+        BATCH, k, D_IN, len(budgets), itemsize, architecture, d_sae=d_sae
+    )
     constants = {
         "GROUPS": launch.groups,
         "RANKS": launch.ranks,
         "LANES": launch.lanes,
-        "CONTIGUOUS": itemsize == 2,
         "EVEN": launch.even,
         "BUDGET_MASK": budget_mask(budgets, launch.ranks),
         "TOPK": budgets == [k],
@@ -69,10 +71,14 @@ def fused(
     result = compile_kernel(
         kernels.fused_loss, weights | integers, constants, launch.warps, architecture
     )
-    # Each rank's row, and target's and b_dec's, in loads of 16 bytes.
-    row_loads = (launch.ranks + 2) * 8 * itemsize // 16
+    # Each rank's row, and target's and b_dec's, in loads of four columns.
+    row_loads = 2 * (launch.ranks + 2)
     adds = 2 * launch.ranks if constants["ATOMIC"] and constants["GRADIENTS"] else 0
-    return result | {"wide_loads_expected": row_loads, "vector_adds_expected": adds}
+    return result | {
+        "wide_load": f"LDG.E.{32 * itemsize}",
+        "wide_loads_expected": row_loads,
+        "vector_adds_expected": adds,
+    }
 
 
 def compile_kernel(
@@ -162,6 +168,9 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
         ("target's gradient", 4, 128, j_1, {"TARGET_GRADIENT": True}),
         ("forward", 4, 128, j_1, {"GRADIENTS": False}),
         ("masked", 4, 100, loss_budgets(100), {}),
+        ("d_sae 131,072", 4, 128, j_1, {"d_sae": 131_072}),
+        ("d_sae 1,048,576", 4, 128, j_1, {"d_sae": 2**20}),
+        ("d_sae 131,072, bfloat16", 2, 128, j_8, {"d_sae": 131_072}),
     ):
         yield f"sm_90 {name}", fused(size, k, budgets, 90, **options)
 

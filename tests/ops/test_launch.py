@@ -55,6 +55,22 @@ def test_the_papers_shape_takes_64_columns_at_a_time() -> None:
     assert sizes.atomic_blocks == 36
 
 
+@pytest.mark.parametrize(
+    ("d_sae", "cache_mib", "lanes"),
+    [(65_536, 50, 8), (131_072, 50, 4), (2**20, 50, 2), (65_536, 24, 4), (1024, 4, 8)],
+)
+def test_a_column_block_of_w_dec_and_its_gradient_fits_the_cache(
+    d_sae: int, cache_mib: int, lanes: int
+) -> None:
+    sizes = launch.plan_launch(
+        8192, 128, 2304, 128, 4, 90, d_sae=d_sae, cache_bytes=cache_mib * 2**20
+    )
+
+    assert sizes.lanes == lanes
+    if lanes > 2:
+        assert 8 * lanes * d_sae * 8 <= 0.75 * cache_mib * 2**20
+
+
 def test_a_small_batch_is_spread_over_more_programs() -> None:
     assert launch.plan_launch(8, 32, 2304, 1, 4, 90).tokens_per_program == 1
 

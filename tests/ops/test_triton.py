@@ -397,6 +397,30 @@ def test_auto_takes_sequential_and_logs_it_once_without_triton(
         hierarchical_loss(**vars(make_case()), backend="triton")
 
 
+def test_where_no_kernel_can_be_launched_auto_takes_sequential_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    op = loss.triton_op
+    assert op is not None
+    monkeypatch.setattr(op, "_scale_", no_compiler)
+    op.launch_problem.cache_clear()
+    problem = f"cannot launch a kernel on {DEVICE}: RuntimeError: Failed to find C comp"
+    try:
+        with pytest.raises(ValueError, match=f"backend 'triton' {problem}"):
+            hierarchical_loss(**vars(make_case()), backend="triton")
+        found = op.launch_problem(torch.device(DEVICE))
+    finally:
+        op.launch_problem.cache_clear()
+    loss._log_fallback.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(loss, "_triton_problem", lambda *_: found)
+    with caplog.at_level(logging.WARNING):
+        assert operators("cuda") == operators("cuda") == {"sequential_forward"}
+    assert caplog.messages == [f"backend 'triton' {found}; taking 'sequential'"]
+
+
 @pytest.mark.parametrize(
     ("version", "expected"),
     [("3.3.1", "triton 3.3.1 is older than 3.4"), ("3.4.0", None), ("3.10.0", None)],

@@ -62,7 +62,6 @@ def fused_loss(
     GROUPS: tl.constexpr,
     RANKS: tl.constexpr,
     LANES: tl.constexpr,
-    CONTIGUOUS: tl.constexpr,
     EVEN: tl.constexpr,
     BUDGET_MASK: tl.constexpr,
     TOPK: tl.constexpr,
@@ -81,7 +80,7 @@ def fused_loss(
     column_block = first_block + tl.program_id(0) // token_blocks
     thread = tl.arange(0, GROUPS * LANES)
     group, lane = thread // LANES, thread % LANES
-    left, right = first_columns(column_block, lane, LANES, CONTIGUOUS)
+    left, right = first_columns(column_block, lane, LANES)
     every = EVEN | (thread >= 0)
     squared_error = ()
     for _ in tl.static_range(RANKS):
@@ -104,7 +103,7 @@ def fused_loss(
             feature = tl.load(indices_ptr + entry, mask=active, other=0).to(tl.int32)
             value = tl.load(values_ptr + entry, mask=active, other=0).to(tl.float32)
             row_ptr = W_dec_ptr + feature.to(tl.int64) * d_in
-            row = load_tile(row_ptr, active, left, right, d_in, EVEN, CONTIGUOUS)
+            row = load_tile(row_ptr, active, left, right, d_in, EVEN)
             decoded += value[:, None] * row.to(tl.float32)
             if GRADIENTS and not TOPK and (BUDGET_MASK >> r) & 1:
                 weight = tl.load(rank_weights_ptr + rank)
@@ -116,9 +115,9 @@ def fused_loss(
 
         # Read again for each token, like the weights: registers are scarce.
         row_ptr = b_dec_ptr + thread * 0
-        b_dec = load_tile(row_ptr, every, left, right, d_in, EVEN, CONTIGUOUS)
+        b_dec = load_tile(row_ptr, every, left, right, d_in, EVEN)
         row_ptr = target_ptr + token_row
-        target = load_tile(row_ptr, every, left, right, d_in, EVEN, CONTIGUOUS)
+        target = load_tile(row_ptr, every, left, right, d_in, EVEN)
         residual_0 = b_dec.to(tl.float32) - target.to(tl.float32)
 
         # The residual at the end of each group, and the suffix sum beyond it.
@@ -225,7 +224,7 @@ def sum_chunks(
     if feature < d_sae:
         thread = tl.arange(0, GROUPS * LANES)
         group, lane = thread // LANES, thread % LANES
-        left, right = first_columns(tl.program_id(1), lane, LANES, False)
+        left, right = first_columns(tl.program_id(1), lane, LANES)
         chunk_end = tl.load(chunk_ends_ptr + feature)
         last = tl.load(indptr_ptr + feature + 1)
         start = tl.load(indptr_ptr + feature)
@@ -239,9 +238,7 @@ def sum_chunks(
             row = tl.load(rows_ptr + entry, mask=active, other=0).to(tl.int64)
             value = tl.load(values_ptr + entry, mask=active, other=0)
             row_ptr = suffix_sums_ptr + row * pass_columns
-            suffix_sum = load_tile(
-                row_ptr, active, left, right, pass_columns, False, False
-            )
+            suffix_sum = load_tile(row_ptr, active, left, right, pass_columns, False)
             total += value[:, None] * suffix_sum
         total = sum_groups(total, GROUPS)
         if chunks == 1:
@@ -277,15 +274,13 @@ def merge_chunks(
     if chunks != 1:
         thread = tl.arange(0, GROUPS * LANES)
         group, lane = thread // LANES, thread % LANES
-        left, right = first_columns(tl.program_id(1), lane, LANES, False)
+        left, right = first_columns(tl.program_id(1), lane, LANES)
         end = tl.load(chunk_ends_ptr + feature)
         total = tl.zeros([GROUPS * LANES, 8], tl.float32)
         for step in range(end - chunks, end, GROUPS):
             chunk = step + group
             row_ptr = partial_sums_ptr + chunk.to(tl.int64) * pass_columns
-            total += load_tile(
-                row_ptr, chunk < end, left, right, pass_columns, False, False
-            )
+            total += load_tile(row_ptr, chunk < end, left, right, pass_columns, False)
         total = sum_groups(total, GROUPS)
         row_ptr = grad_W_dec_ptr + feature.to(tl.int64) * d_in + first_column
         row_ptr += thread * 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
+    "H100_CACHE_BYTES",
     "MAX_K",
     "TABLE",
     "Launch",
@@ -17,6 +18,7 @@ __all__ = [
 ]
 
 MAX_K = 2048
+H100_CACHE_BYTES = 50 * 2**20
 
 # The columns a pass of the reproducible mode covers are as many as keep its suffix sums
 # within this many bytes: in the L2 cache, beside a slice of W_dec.
@@ -24,6 +26,9 @@ _SUFFIX_SUM_BYTES = 2**25
 # In the other mode, as many as keep the shares of values' gradient within this many.
 # Up to K = 256 that is one pass for most shapes; above it blocks are narrow and many.
 _GRAD_VALUES_BYTES = 2**29
+# A column block's slices of W_dec and of its gradient are to fit the L2 cache, with
+# this part of it left for all else.
+_CACHE_LEFT = 0.25
 # A program handles up to this many tokens, while there are programs enough.
 _MAX_TOKENS_PER_PROGRAM = 16
 _MIN_PROGRAMS = 4096
@@ -99,6 +104,9 @@ def plan_launch(
     itemsize: int,
     capability: int,
     tile: Tile | None = None,
+    *,
+    d_sae: int = 0,
+    cache_bytes: int = H100_CACHE_BYTES,
 ) -> Launch:
     """Choose a launch's sizes.
 
@@ -111,6 +119,9 @@ def plan_launch(
         capability: The GPU's compute capability, as in 90; one that the table lacks
             takes the rows of the nearest lower one, or else of the lowest.
         tile: In place of the table's row.
+        d_sae: The rows of W_dec. Where a block's columns of so many do not fit the
+            cache, it gets half as many, down to 16.
+        cache_bytes: The size of the GPU's L2 cache.
     """
     if tile is None:
         known = sorted(cc for cc, size in TABLE if size == itemsize)
@@ -119,7 +130,11 @@ def plan_launch(
         tile = next(tile for largest, tile in rows.items() if k <= largest)
     ranks = min(tile.ranks, _power_of_two(k))
     groups = _power_of_two(-(-k // ranks))
-    lanes = max(tile.lanes, 32 // groups)
+    lanes = tile.lanes
+    room = (1 - _CACHE_LEFT) * cache_bytes
+    while lanes > 2 and 8 * lanes * d_sae * (itemsize + 4) > room:
+        lanes //= 2
+    lanes = max(lanes, 32 // groups)
     column_blocks = -(-d_in // (8 * lanes))
     suffix_sum_bytes = batch * n_budgets * 8 * lanes * 4
     grad_values_bytes = batch * k * 4

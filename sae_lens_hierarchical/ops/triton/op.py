@@ -22,13 +22,14 @@ from torch import Tensor
 from sae_lens_hierarchical.ops.triton.by_feature import sort_by_feature, sum_by_feature
 from sae_lens_hierarchical.ops.triton.kernels import fused_loss, scale
 from sae_lens_hierarchical.ops.triton.launch import (
+    H100_CACHE_BYTES,
     MAX_K,
     budget_mask,
     compiler_options,
     plan_launch,
 )
 
-__all__ = ["hierarchical_loss", "unsupported"]
+__all__ = ["hierarchical_loss", "launch_problem", "unsupported"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The arguments of _forward that have gradients, in the order of its last outputs.
@@ -56,6 +57,23 @@ def unsupported(
     if values.shape[1] > MAX_K:
         return f"takes up to {MAX_K} active features, got {values.shape[1]}"
     return None
+
+
+@functools.cache
+def launch_problem(device: torch.device) -> str | None:
+    """Return why no kernel can be launched on a device, or None if one can.
+
+    The smallest kernel is tried, once: Triton needs a C compiler at its first launch,
+    and may not know the GPU.
+    """
+    try:
+        doubled = torch.ones(1, device=device)
+        _scale_(doubled, torch.full((), 2.0, device=device))
+        works = doubled.item() == 2
+    # A compiler of Triton's own or the system's may fail in any way.
+    except Exception as error:
+        return f"cannot launch a kernel on {device}: {type(error).__name__}: {error}"
+    return None if works else f"computes wrongly on {device}"
 
 
 def hierarchical_loss(
@@ -110,8 +128,18 @@ def _forward(
     (batch, k), (d_sae, d_in) = indices.shape, W_dec.shape
     budgets, weights = tuple(budgets), tuple(weights)
     device = target.device
+    capability, cache_bytes = _gpu(device)
+    # Before Hopper each of a tile's columns is added alone, and sorting is cheaper.
+    deterministic = deterministic or capability < 90
     launch = plan_launch(
-        batch, k, d_in, len(budgets), W_dec.element_size(), _capability(device)
+        batch,
+        k,
+        d_in,
+        len(budgets),
+        W_dec.element_size(),
+        capability,
+        d_sae=d_sae,
+        cache_bytes=cache_bytes,
     )
     budget_tensors = _budget_tensors(
         batch, k, launch.groups * launch.ranks, budgets, weights, device
@@ -142,7 +170,6 @@ def _forward(
         "GROUPS": launch.groups,
         "RANKS": launch.ranks,
         "LANES": launch.lanes,
-        "CONTIGUOUS": W_dec.element_size() == 2,
         "EVEN": launch.even,
         "BUDGET_MASK": budget_mask(budgets, launch.ranks),
         "TOPK": budgets == (k,),
@@ -319,11 +346,12 @@ def _budget_tensors(
 
 
 @functools.cache
-def _capability(device: torch.device) -> int:
+def _gpu(device: torch.device) -> tuple[int, int]:
+    """Return a GPU's compute capability, as in 90, and the bytes of its L2 cache."""
     if device.type != "cuda":
-        return 90  # Triton's interpreter
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+        return 90, H100_CACHE_BYTES  # Triton's interpreter
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.L2_cache_size
 
 
 def _on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -24,33 +24,23 @@ __all__ = [
 
 
 @triton.jit
-def first_columns(column_block, lane, LANES: tl.constexpr, CONTIGUOUS: tl.constexpr):
+def first_columns(column_block, lane, LANES: tl.constexpr):
     """Return the first column of the left and of the right half of a lane's eight.
 
-    A 16-byte access is eight columns of a 16-bit type, which are then CONTIGUOUS, or
-    four of float32: the halves are then apart, so that the lanes touch whole cache
-    lines.
+    The halves are apart, so that the lanes' accesses of four columns touch whole cache
+    lines: those of float32, and so the additions to W_dec's gradient in any dtype.
     """
     first = column_block * (LANES * 8)
-    if CONTIGUOUS:
-        return first + lane * 8, first + lane * 8 + 4
     return first + lane * 4, first + (LANES + lane) * 4
 
 
 @triton.jit
-def load_tile(
-    row_ptr, active, left, right, width, EVEN: tl.constexpr, CONTIGUOUS: tl.constexpr
-):
+def load_tile(row_ptr, active, left, right, width, EVEN: tl.constexpr):
     """Load a [threads, 8] tile, eight columns a thread from its row_ptr.
 
     Columns from ``width`` on are 0; EVEN says that there are none.
     """
     row_ptr, active = row_ptr[:, None], active[:, None]
-    if CONTIGUOUS:
-        column = left[:, None] + tl.arange(0, 8)[None, :]
-        return tl.load(
-            row_ptr + column, mask=active & (EVEN | (column < width)), other=0
-        )
     left = left[:, None] + tl.arange(0, 4)[None, :]
     right = right[:, None] + tl.arange(0, 4)[None, :]
     left = tl.load(row_ptr + left, mask=active & (EVEN | (left < width)), other=0)
