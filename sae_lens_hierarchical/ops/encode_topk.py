@@ -109,9 +109,12 @@ def _forward(
     values = encoder_in.new_empty(len(x), k)
     indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     first = encoder_in.new_empty(sample, W_enc.shape[1])
+    tokens = min(len(x), _tokens_at_once(W_enc.shape[1], x.device.type))
+    # One for all chunks: fresh memory costs a CPU as much as the top-k does.
+    buffer = encoder_in.new_empty(tokens, W_enc.shape[1])
     start = 0
-    for part in encoder_in.split(_tokens_at_once(W_enc.shape[1], x.device.type)):
-        hidden_pre = torch.addmm(bias, part, weight)
+    for part in encoder_in.split(tokens):
+        hidden_pre = torch.addmm(bias, part, weight, out=buffer[: len(part)])
         if factor is not None:
             hidden_pre *= factor
         end = start + len(part)

@@ -99,10 +99,10 @@ def _backward(
     residual = residual.clone()
     suffix = torch.zeros_like(residual)
     grad_values = torch.zeros(values.shape, dtype=dtype, device=values.device)
-    grad_W_dec = torch.zeros_like(W_dec, dtype=dtype)
     parts = list(_parts(indices, values.to(dtype), budgets))
     stacked = len(budgets) <= _STACKED_BUDGETS
     suffixes = residual.new_empty(len(budgets) if stacked else 0, *residual.shape)
+    grad_W_dec = residual.new_zeros(() if stacked else W_dec.shape)
     for n in reversed(range(len(parts))):
         part = parts[n]
         if n < len(budgets):

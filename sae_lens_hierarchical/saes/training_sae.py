@@ -57,7 +57,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         rescale_acts_by_decoder_norm: SAELens's way to the same end: rank activations
             as if the rows had norm 1. No effect while ``unit_norm_decoder`` is on.
         use_sparse_activations: Hand SAELens's trainer the activations as a sparse
-            tensor, which saves dense [batch, d_sae] ones; the loss is the same.
+            tensor, which saves a dense [batch, d_sae] one; the loss is the same.
+            SAELens's own SAEs have False.
         aux_loss_coefficient: Weight of the dead-latent loss, as in
             ``TopKTrainingSAEConfig``, but for every ``normalize_activations``.
 
@@ -71,6 +72,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     budget_weights: list[float] | None = None
     backend: Backend = "auto"
     unit_norm_decoder: bool = False
+    use_sparse_activations: bool = True
 
     @override
     @classmethod
@@ -277,7 +279,8 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
 
     @torch.no_grad()
     def _feature_acts(self, ranked: RankedActs) -> Tensor:
-        if not self.cfg.use_sparse_activations:
+        # torch.compile knows no sparse tensors.
+        if not self.cfg.use_sparse_activations or torch.compiler.is_compiling():
             return ranked.to_dense(self.cfg.d_sae)
         values, indices = ranked
         positions = torch.arange(indices.numel(), device=indices.device)

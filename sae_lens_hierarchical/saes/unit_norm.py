@@ -24,6 +24,8 @@ __all__ = ["keep_unit_norm_decoder", "normalize_decoder", "row_norms"]
 # As far from 1 as rows of bfloat16 can be after a division by their norm.
 _UNIT_NORM_ATOL = 2**-7
 
+_CACHED_ENTRIES = 1 << 17
+
 _SAES: WeakSet[TrainingSAE[Any]] = WeakSet()
 
 
@@ -83,15 +85,25 @@ def _register_hooks() -> None:
 @torch.no_grad()
 def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     for W_dec in _decoders(optimizer):
-        if W_dec.grad is not None:
-            parallel = (W_dec.grad * W_dec).sum(dim=-1, keepdim=True)
-            W_dec.grad.addcmul_(parallel, W_dec, value=-1)
+        if W_dec.grad is None:
+            continue
+        for rows, gradient in zip(_blocks(W_dec), _blocks(W_dec.grad), strict=True):
+            parallel = (gradient * rows).sum(dim=-1, keepdim=True)
+            gradient.addcmul_(parallel, rows, value=-1)
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     for W_dec in _decoders(optimizer):
-        W_dec.div_(row_norms(W_dec))
+        for rows in _blocks(W_dec):
+            rows.div_(row_norms(rows))
+
+
+def _blocks(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Split a matrix into rows that a CPU's cache holds from one pass to the next."""
+    if matrix.device.type != "cpu":
+        return (matrix,)
+    return matrix.split(max(1, _CACHED_ENTRIES // matrix.shape[1]))
 
 
 def _decoders(optimizer: Optimizer) -> list[Tensor]:

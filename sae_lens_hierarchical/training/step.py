@@ -114,11 +114,19 @@ class FastSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             for parameter in parameters:
                 parameter.grad = _laid_out_like(parameter, parameter.grad)
             # It divides by this, as clip_grad_norm_ would.
-            norm = get_total_norm(gradients) + 1e-6
+            norm = get_total_norm(map(_in_memory_order, gradients)) + 1e-6
             scale = (norm / _MAX_GRAD_NORM).clamp(min=1.0).float()
             self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+def _in_memory_order(gradient: Tensor) -> Tensor:
+    """Return a matrix that is stored by columns as its transpose, which is by rows.
+
+    Torch would copy it to take its norm.
+    """
+    return gradient if gradient.is_contiguous() or gradient.ndim != 2 else gradient.T
 
 
 def _laid_out_like(parameter: Tensor, value: Any) -> Tensor:
