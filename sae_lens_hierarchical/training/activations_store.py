@@ -90,6 +90,9 @@ class ResumableActivationsStore(ActivationsStore):
     prefetched: deque[Tensor]
     n_sequences: int
     _buffer: MixingBuffer | None
+    # Whether there were activations to train on since the dataset last began.
+    _epoch_had_activations = False
+    _epochs_without = 0
 
     @classmethod
     def adopt(cls, store: ActivationsStore) -> Self:
@@ -123,6 +126,15 @@ class ResumableActivationsStore(ActivationsStore):
                 f"{self.context_size} tokens, but there is none in its "
                 f"{self.n_dataset_processed} documents"
             )
+        self._epochs_without += 1
+        if self._epoch_had_activations:
+            self._epoch_had_activations, self._epochs_without = False, 0
+        # As many epochs as a batch of contexts may take to fill, and one more.
+        if self._epochs_without > self.store_batch_size_prompts + 1:
+            raise ValueError(
+                "the dataset must have tokens that exclude_special_tokens and "
+                "seqpos_slice leave to train on, but has none"
+            )
 
     @property
     def buffer(self) -> MixingBuffer:
@@ -149,11 +161,19 @@ class ResumableActivationsStore(ActivationsStore):
         return dict(zip(self._hook_names, batch.split(widths, dim=1), strict=True))
 
     def _iterate_packed_activations(self) -> Iterator[Tensor]:
-        if self._hook_names is None:
-            return self._iterate_filtered_activations()
         names = self._hook_names
-        batches = self._iterate_filtered_multi_hook_activations()
-        return (torch.cat([batch[n] for n in names], dim=1) for batch in batches)
+        for batch in (
+            self._iterate_filtered_activations()
+            if names is None
+            else self._iterate_filtered_multi_hook_activations()
+        ):
+            packed = (
+                batch
+                if isinstance(batch, Tensor)
+                else torch.cat([batch[n] for n in names or ()], dim=1)
+            )
+            self._epoch_had_activations |= len(packed) > 0
+            yield packed
 
     @override
     def get_data_loader(self) -> MixingBuffer:
@@ -204,6 +224,7 @@ class ResumableActivationsStore(ActivationsStore):
         missing = target - self.n_sequences
         with tqdm(total=missing, desc="Going on in the text", leave=False) as bar:
             while self.n_sequences < target:
+                self._epoch_had_activations = True  # when they were trained on
                 try:
                     next(self.iterable_sequences)
                 except StopIteration:

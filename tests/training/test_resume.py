@@ -644,3 +644,16 @@ def test_the_output_may_be_on_another_file_system(
         runner(cfg, data).run()
         found = {path.parent.name for path in other_disk.rglob("cfg.json")}
         assert found == ({"a", "b"} if several_saes else {other_disk.name})
+
+
+def test_a_dataset_of_excluded_tokens_alone_is_refused(
+    make_config: MakeConfig, model: HookedSAETransformer, tmp_path: Path
+) -> None:
+    text = Dataset.from_dict({"text": ["<|endoftext|>" * 200] * 3})
+    options: dict[str, Any] = {"override_dataset": text, "override_model": model}
+    for several_saes in (False, True):
+        make = maker(make_config, several_saes)
+        cfg = make(exclude_special_tokens=True)
+        with pytest.raises(ValueError, match="must have tokens that exclude_special_"):
+            runner(cfg, options).run()
+        assert not list(tmp_path.rglob("cfg.json"))
