@@ -68,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> int:
         help="with --resume: let the model's and the dataset's own code run, if the "
         "run's config says so",
     )
+    _add_precision(train)
     train.set_defaults(run=_train, print_usage=train.print_help)
 
     sweep = commands.add_parser("sweep", help="measure any SAEs of SAELens at many k")
@@ -121,6 +122,7 @@ def main(args: Sequence[str] | None = None) -> int:
     compare.add_argument(
         "--output", type=Path, default=Path("comparison"), metavar="FOLDER"
     )
+    _add_precision(compare)
     compare.set_defaults(run=_compare, print_usage=compare.print_help)
 
     figures = commands.add_parser(
@@ -253,6 +255,14 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--matmul_precision",
+        metavar="NAME",
+        help="of float32 matrix products: highest, high (the default) or medium",
+    )
+
+
 def _add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", metavar="NAME", help="or a path; default: the SAEs' own"
@@ -304,16 +314,22 @@ def _saelens_config(
     """Parse SAELens's options on top of ``fields``; --help shows our options first."""
     from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
+    from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
+
     if not {"-h", "--help"}.isdisjoint(rest):
         options.print_usage()
     given = {option.partition("=")[0] for option in rest}
     unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
     # Of two options with one name SAELens's parser takes the later one.
+    precision = fields.pop("matmul_precision", None)
+    precision = options.matmul_precision or precision
     defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
     cfg = _parse_cfg_args([*defaults, *rest])
     for name in unset:  # for which its parser has no word
         setattr(cfg, name, None)
-    return cfg
+    # Ours has a field that SAELens's parser does not know.
+    ours = {} if precision is None else {"matmul_precision": precision}
+    return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | ours)
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:

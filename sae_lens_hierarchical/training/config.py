@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import sae_lens
 from sae_lens import TopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
+from sae_lens_hierarchical.training.precision import (
+    MatmulPrecision,
+    check_matmul_precision,
+)
+
 __all__ = ["LanguageModelSAERunnerConfig", "check_trainable", "did_you_mean"]
 
 
+@dataclass(init=False)
 class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
     """SAELens's runner config, whose SAE can also be given by its architecture's name.
 
@@ -32,6 +38,9 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
             are then taken from ``settings``; ``device`` and ``dtype``, which the SAE's
             config and the runner's share, go to both.
         sae: The SAE's config itself, instead of ``architecture``.
+        matmul_precision: Of float32 matrix products while the run lasts, as
+            ``torch.set_float32_matmul_precision`` takes it: ``"highest"``, ``"high"``
+            (TF32 on GPUs that have it) or ``"medium"`` (bfloat16).
         settings: Fields of SAELens's ``LanguageModelSAERunnerConfig`` and, with
             ``architecture``, of the SAE's config.
 
@@ -41,19 +50,24 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
         TypeError: If a field is unknown or missing, naming it.
     """
 
+    matmul_precision: MatmulPrecision = "high"
+
     def __init__(
         self,
         sae: TrainingSAEConfig | None = None,
         *,
         architecture: str | None = None,
+        matmul_precision: MatmulPrecision = matmul_precision,
         **settings: Any,
     ) -> None:
+        check_matmul_precision(matmul_precision)
+        self.matmul_precision = matmul_precision
         if (sae is None) == (architecture is None):
             raise ValueError("give either architecture or sae, and not both")
         config_class = None if architecture is None else _config_class(architecture)
         runner_names = _init_names(sae_lens.LanguageModelSAERunnerConfig)
         sae_names = set() if config_class is None else _init_names(config_class)
-        known = runner_names | sae_names
+        known = {*runner_names, *sae_names, "matmul_precision"}
         for name in settings:
             if name not in known:
                 raise TypeError(f"unknown field {name!r}{did_you_mean(name, known)}")

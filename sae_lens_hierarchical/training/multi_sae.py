@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,11 @@ from sae_lens_hierarchical.training.checkpoint import check_unfinished
 from sae_lens_hierarchical.training.claim import claimed
 from sae_lens_hierarchical.training.config import check_trainable
 from sae_lens_hierarchical.training.hook import check_hook
+from sae_lens_hierarchical.training.precision import (
+    SAELENS_PRECISION,
+    MatmulPrecision,
+    matmul_precision,
+)
 from sae_lens_hierarchical.training.rescue import save_somewhere
 from sae_lens_hierarchical.training.resume import origin, resumed
 from sae_lens_hierarchical.training.signals import stopping_on_signals
@@ -44,11 +49,22 @@ from sae_lens_hierarchical.training.trainer import LiveTrainer
 __all__ = ["MultiSAERunner", "multi_sae_config"]
 
 
+@dataclass
+class MultiSAERunnerConfig(MultiSAETrainingRunnerConfig):
+    """SAELens's config of a run of several SAEs.
+
+    Args:
+        matmul_precision: As in ``LanguageModelSAERunnerConfig``.
+    """
+
+    matmul_precision: MatmulPrecision = SAELENS_PRECISION
+
+
 def multi_sae_config(
     cfg: sae_lens.LanguageModelSAERunnerConfig[Any],
     saes: Mapping[str, TrainingSAEConfig],
     output: Path,
-) -> MultiSAETrainingRunnerConfig:
+) -> MultiSAERunnerConfig:
     """Return the config that trains ``saes``, by name, as ``cfg`` would train one.
 
     Args:
@@ -65,12 +81,12 @@ def multi_sae_config(
     for name in ("compile_sae", "use_cached_activations", "from_pretrained_path"):
         if getattr(cfg, name):
             raise ValueError(f"{name} is for one SAE: several are trained without it")
-    shared = {f.name for f in fields(MultiSAETrainingRunnerConfig) if f.init}
+    shared = {f.name for f in fields(MultiSAERunnerConfig) if f.init}
     settings = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name in shared}
     settings["output_path"] = str(output)
     # SAELens holds all of these batches at once here, and 1,000 might not fit.
     settings["n_batches_for_norm_estimate"] = min(32, cfg.n_batches_for_norm_estimate)
-    return MultiSAETrainingRunnerConfig(
+    return MultiSAERunnerConfig(
         **settings,
         saes=saes,
         hook_names=cfg.hook_name,
@@ -134,7 +150,8 @@ class MultiSAERunner(MultiSAETrainingRunner):
         # SAELens would read ahead before it is at a checkpoint's place in the text.
         self._prefetch = self.cfg.prefetch_llm_batches
         self.cfg.prefetch_llm_batches = False
-        with claimed(self.cfg):
+        precision = getattr(self.cfg, "matmul_precision", SAELENS_PRECISION)
+        with claimed(self.cfg), matmul_precision(precision):
             return super().run()
 
     @override

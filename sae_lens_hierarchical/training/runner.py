@@ -36,6 +36,10 @@ from sae_lens_hierarchical.training.config import (
 )
 from sae_lens_hierarchical.training.fine_tuning import sae_from_pretrained
 from sae_lens_hierarchical.training.hook import check_hook
+from sae_lens_hierarchical.training.precision import (
+    SAELENS_PRECISION,
+    matmul_precision,
+)
 from sae_lens_hierarchical.training.rescue import save_somewhere
 from sae_lens_hierarchical.training.resume import (
     check_model_kwargs,
@@ -172,7 +176,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             TrainingDivergedError: If a loss or a weight became NaN or infinite.
             OSError: If something could not be written, naming what is whole and where.
         """
-        with claimed(self.cfg):
+        precision = getattr(self.cfg, "matmul_precision", SAELENS_PRECISION)
+        with claimed(self.cfg), matmul_precision(precision):
             return self._run()
 
     def _run(self) -> TrainingSAE[Any]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sae_lens
-from sae_lens import TopKTrainingSAEConfig
+import torch
+from datasets import Dataset
+from sae_lens import HookedSAETransformer, TopKTrainingSAEConfig
 
 from sae_lens_hierarchical import (
     PRESETS,
     HierarchicalTopKTrainingSAEConfig,
     LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
     preset,
 )
+from sae_lens_hierarchical.training.multi_sae import multi_sae_config
 from tests.conftest import MakeConfig
 
 
@@ -121,3 +126,37 @@ def test_presets_can_be_changed_and_bad_names_are_refused() -> None:
     assert (cfg.sae.k, cfg.lr, cfg.sae.d_in) == (64, 1e-4, 2304)
     with pytest.raises(ValueError, match=r"preset must be one of .* got 'gemma'"):
         preset("gemma")
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_matmul_precision_holds_while_a_run_lasts(
+    precision: Any, make_config: MakeConfig, model: HookedSAETransformer, text: Dataset
+) -> None:
+    cfg = make_config(matmul_precision=precision)
+    assert cfg.to_dict()["matmul_precision"] == precision
+    runner = LanguageModelSAETrainingRunner(
+        cfg, override_dataset=text, override_model=model
+    )
+    seen: set[str] = set()
+    runner.sae.b_dec.register_post_accumulate_grad_hook(
+        lambda _: seen.add(torch.get_float32_matmul_precision())
+    )
+    before = torch.get_float32_matmul_precision()
+
+    runner.run()
+
+    assert seen == {precision}
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_several_saes_take_the_precision_of_the_one(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    cfg = make_config(matmul_precision="medium")
+
+    several = multi_sae_config(cfg, {"a": cfg.sae}, tmp_path)
+
+    assert several.matmul_precision == "medium"
+    assert several.to_dict()["matmul_precision"] == "medium"
+    with pytest.raises(ValueError, match="matmul_precision must be one of"):
+        make_config(matmul_precision="low")
