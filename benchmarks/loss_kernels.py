@@ -27,16 +27,18 @@ from typing import Any
 if "cpu" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
-import ops_only
 import torch
 import triton
 from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from sae_lens_hierarchical.ops import hierarchical_loss, loss_budgets
 from sae_lens_hierarchical.ops.triton import launch
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-RESULTS = ops_only.ROOT / "benchmarks" / "results" / "loss_kernels.csv"
+RESULTS = ROOT / "benchmarks" / "results" / "loss_kernels.csv"
 COLUMNS = ["dtype", "B", "K", "row", "ms", "peak_gib", "of_floor", "copy_gb_per_s"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

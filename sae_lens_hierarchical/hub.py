@@ -62,7 +62,7 @@ def push_to_hub(
     sae_id: str | None = None,
     *,
     metrics: Sequence[BudgetMetrics] | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
@@ -81,7 +81,7 @@ def push_to_hub(
         sae_id: The SAE's folder in the repository: plain names between slashes.
             Default: the name of the hook that it was trained on.
         metrics: What ``sweep`` measured; the card shows it as a table and a plot.
-        licence: The licence, as the Hub names it: ``mit``.
+        license: The license, as the Hub names it: ``mit``.
         private: Whether a repository that is created is private.
         revision: The branch to commit to; default ``main``, where SAELens looks.
         token: The Hub's access token; default the one of ``hf auth login``.
@@ -105,7 +105,7 @@ def push_to_hub(
             figure = draw(overview(MetricsTable(list(metrics))))
             figure.savefig(staging / _PLOT, dpi=150)
         card = model_card(
-            sae, repo_id, sae_ids, metrics=metrics, plot=plot, licence=licence
+            sae, repo_id, sae_ids, metrics=metrics, plot=plot, license=license
         )
         (staging / _CARD).write_text(card, encoding="utf-8")
 
@@ -131,7 +131,7 @@ def model_card(
     *,
     metrics: Sequence[BudgetMetrics] | None = None,
     plot: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> str:
     """Return the Hub's README of a SAE, made from the SAE itself.
 
@@ -141,13 +141,13 @@ def model_card(
         sae_ids: Where the SAE, or each exported one, is in the repository.
         metrics: What ``sweep`` measured, for a table.
         plot: The address of a plot of the same.
-        licence: The licence, as the Hub names it: ``mit``.
+        license: The license, as the Hub names it: ``mit``.
 
     Raises:
         ValueError: If ``sae`` is of another kind.
     """
     ours = isinstance(sae, HierarchicalTopKSAE)
-    front = ModelCardData(license=licence, library_name="saelens", tags=_TAGS)
+    front = ModelCardData(license=license, library_name="saelens", tags=_TAGS)
     parts = [
         f"---\n{front.to_yaml()}\n---",
         f"# {repo_id.split('/')[-1]}",

@@ -232,7 +232,7 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["export", str(tmp_path / "sae"), "--output"]
 
     assert main([*command, str(tmp_path / "one"), "--k", "3"]) == 0
-    assert main([*command, str(tmp_path / "all"), "--k", "2", "--k", "8"]) == 0
+    assert main([*command, str(tmp_path / "all"), "--k", "2,8"]) == 0
 
     printed = capsys.readouterr().out.splitlines()
     folders = [tmp_path / name for name in ("one", "all/k_2", "all/k_8")]
@@ -283,7 +283,7 @@ def test_push(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sae = save_sae(tmp_path / "sae")
-    options = ["--sae-id", "layer_2", "--licence", "mit", "--private"]
+    options = ["--sae-id", "layer_2", "--license", "mit", "--private"]
 
     assert main(["push", str(tmp_path / "sae"), "user/repo", *options]) == 0
 

@@ -58,7 +58,7 @@ def test_pushed_sae_loads_back_equal(hub: HubServer) -> None:
     sae = make_sae(rescale_acts_by_decoder_norm=True)
     sae.thresholds.copy_(torch.rand(K_MAX))
 
-    address = push_to_hub(sae, REPO, "layer_2/resid", metrics=METRICS, licence="mit")
+    address = push_to_hub(sae, REPO, "layer_2/resid", metrics=METRICS, license="mit")
 
     assert address.startswith(f"{hub.endpoint}/{REPO}/commit/")
     assert hub.commits == 1
@@ -144,7 +144,7 @@ def test_nothing_else_in_the_folder_is_pushed(hub: HubServer, tmp_path: Path) ->
 
 
 def test_card_tells_what_the_checkpoint_knows() -> None:
-    card = model_card(make_sae(), REPO, ["layer"], metrics=METRICS, licence="mit")
+    card = model_card(make_sae(), REPO, ["layer"], metrics=METRICS, license="mit")
 
     assert front_matter(card) == {
         "library_name": "saelens",

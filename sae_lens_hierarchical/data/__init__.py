@@ -20,6 +20,7 @@ from transformer_lens import HookedTransformerConfig
 from transformers import AutoTokenizer
 
 __all__ = [
+    "BUNDLED_DATASET_NAME",
     "BUNDLED_HOOK_NAME",
     "BUNDLED_MODEL_NAME",
     "load_bundled_model",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 BUNDLED_MODEL_NAME = "sae-lens-hierarchical/bundled"
+BUNDLED_DATASET_NAME = "bundled text"
 BUNDLED_HOOK_NAME = "blocks.2.hook_resid_post"
 """The residual stream half-way through the bundled model's six blocks."""
 

@@ -31,12 +31,19 @@ from transformers import (
 )
 
 from sae_lens_hierarchical.data import (
+    BUNDLED_DATASET_NAME,
     BUNDLED_MODEL_NAME,
     load_bundled_model,
     load_bundled_text,
 )
 
-__all__ = ["allowed_model_kwargs", "load_model_and_text", "load_store", "not_asking"]
+__all__ = [
+    "allowed_model_kwargs",
+    "bundled_if_named",
+    "load_model_and_text",
+    "load_store",
+    "not_asking",
+]
 
 MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
 TRUST = "--trust-remote-code (in Python: trust_remote_code=True)"
@@ -139,6 +146,24 @@ def load_model_and_text(
     if not text:
         raise ValueError(f"{name}'s metadata name no dataset: name one with --dataset")
     return model, text, text
+
+
+def bundled_if_named(cfg: Any, model: Any, dataset: Any) -> tuple[Any, Any]:
+    """Return a run's language model and dataset: the bundled ones where it names them.
+
+    Args:
+        cfg: The run's, for one SAE or several.
+        model: The model to take instead; None for none.
+        dataset: Likewise.
+
+    Returns:
+        Both, each None where it is to be loaded by its name.
+    """
+    if model is None and cfg.model_name == BUNDLED_MODEL_NAME:
+        model = load_bundled_model(cfg.llm_device)
+    if dataset is None and cfg.dataset_path == BUNDLED_DATASET_NAME:
+        dataset = load_bundled_text("train")
+    return model, dataset
 
 
 def load_store(

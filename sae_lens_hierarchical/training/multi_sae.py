@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule
 from typing_extensions import override
 
+from sae_lens_hierarchical.loading.models import bundled_if_named
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
@@ -128,6 +129,9 @@ class MultiSAERunner(MultiSAETrainingRunner):
                 check_unfinished(part, sae.normalize_activations)
         with claimed(cfg):
             pass  # they can be written: the run itself holds them
+        override_model, override_dataset = bundled_if_named(
+            cfg, override_model, override_dataset
+        )
         with refusing_empty(override_dataset, cfg.dataset_path):
             super().__init__(cfg, override_dataset, override_model, override_saes)
         self.activations_store = ResumableActivationsStore.adopt(self.activations_store)

@@ -1,12 +1,26 @@
-"""The paper's recipes (Table 1; §3.1 for Gemma-2 2B, B.1 for Qwen-2.5-7B)."""
+"""The paper's recipes (Table 1; §3.1 and B.1), and one for the bundled model."""
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from sae_lens import LoggingConfig
+
+from sae_lens_hierarchical.data import (
+    BUNDLED_DATASET_NAME,
+    BUNDLED_HOOK_NAME,
+    BUNDLED_MODEL_NAME,
+)
 from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
 
-__all__ = ["PRESETS", "preset", "preset_fields"]
+__all__ = ["BUNDLED", "PRESETS", "preset", "preset_fields", "small_run"]
+
+BUNDLED = "bundled"
 
 # Of the paper: the SAE, the optimiser's rate, the data and the batch.
 _PAPER: dict[str, Any] = {
@@ -46,11 +60,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hook_name": "blocks.14.hook_resid_post",
         "d_in": 3584,
     },
+    # Small enough for a CPU, and with no network: the package brings it along.
+    BUNDLED: {
+        "architecture": "hierarchical_topk",
+        "d_in": 128,
+        "d_sae": 1024,
+        "k": 32,
+        "unit_norm_decoder": True,
+        "model_name": BUNDLED_MODEL_NAME,
+        "hook_name": BUNDLED_HOOK_NAME,
+        "dataset_path": BUNDLED_DATASET_NAME,
+        "is_dataset_tokenized": False,
+        "streaming": False,
+        "context_size": 128,
+        "training_tokens": 2_000_000,
+        "train_batch_size_tokens": 512,
+        "n_batches_in_buffer": 64,
+        "exclude_special_tokens": True,
+        "prefetch_llm_batches": True,
+        "lr": 2e-3,
+        "dead_feature_window": 400,
+        "checkpoint_path": None,
+    },
 }
 
 
 def preset(name: str, **changes: Any) -> LanguageModelSAERunnerConfig:
-    """Return the config of one of the paper's runs.
+    """Return the config of one of the paper's runs, or of one on the bundled model.
 
     Args:
         name: One of ``PRESETS``.
@@ -60,15 +96,51 @@ def preset(name: str, **changes: Any) -> LanguageModelSAERunnerConfig:
         ValueError: If there is no such preset, or a value does not fit.
         TypeError: If a field is unknown.
     """
-    return LanguageModelSAERunnerConfig(**{**preset_fields(name), **changes})
+    fields = preset_fields(name, changes.get("training_tokens"))
+    if name == BUNDLED:
+        fields["logger"] = LoggingConfig(log_to_wandb=False)
+    return LanguageModelSAERunnerConfig(**{**fields, **changes})
 
 
-def preset_fields(name: str) -> dict[str, Any]:
+def preset_fields(name: str, training_tokens: int | None = None) -> dict[str, Any]:
     """Return the fields of a preset.
+
+    Args:
+        name: One of ``PRESETS``.
+        training_tokens: In place of the preset's own; the bundled model's schedule of
+            the learning rate follows.
 
     Raises:
         ValueError: If there is no such preset.
     """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
-    return dict(PRESETS[name])
+    fields = dict(PRESETS[name])
+    if training_tokens is not None:
+        fields["training_tokens"] = training_tokens
+    if name == BUNDLED:
+        steps = fields["training_tokens"] // fields["train_batch_size_tokens"]
+        fields["lr_warm_up_steps"] = min(20, steps // 5)
+        fields["lr_decay_steps"] = steps // 4
+    return fields
+
+
+@contextmanager
+def small_run() -> Generator[None]:
+    """Let the language model and the SAEs have a core each, in place of half of both.
+
+    Operations this small would spend most of a second thread's time on waiting for it.
+    SAELens's notes on local models and datasets, which are meant here, are held back.
+    """
+    threads = torch.get_num_threads()
+    log = logging.getLogger("sae_lens")
+    level = log.level
+    torch.set_num_threads(1)
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+        torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from typing_extensions import Self, override
 
-from sae_lens_hierarchical.loading.models import not_asking
+from sae_lens_hierarchical.loading.models import bundled_if_named, not_asking
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
@@ -97,6 +97,9 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
                 override_sae = sae_from_pretrained(cfg.sae, source, cfg.device)
             else:  # whose weights they will be
                 override_sae = TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
+        override_model, override_dataset = bundled_if_named(
+            cfg, override_model, override_dataset
+        )
         with refusing_empty(override_dataset, cfg.dataset_path):
             super().__init__(cfg, override_dataset, override_model, override_sae)
         if not cfg.use_cached_activations:

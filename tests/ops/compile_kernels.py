@@ -21,8 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import ops_only  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from sae_lens_hierarchical.ops import loss_budgets
 from sae_lens_hierarchical.ops.triton import by_feature, kernels

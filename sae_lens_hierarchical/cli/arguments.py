@@ -1,0 +1,112 @@
+"""Options that several commands have, and their types."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+__all__ = [
+    "Subparsers",
+    "add_device",
+    "add_ks",
+    "add_model",
+    "add_precision",
+    "names",
+    "prices",
+    "saelens_config",
+]
+
+Subparsers = Any  # argparse's has no public name
+
+
+def add_ks(command: argparse.ArgumentParser) -> None:
+    """Add ``--k 1,8,32``."""
+    command.add_argument(
+        "--k",
+        type=_integers,
+        required=True,
+        metavar="1,2,4,...",
+        help="numbers of active features, ascending",
+    )
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add which language model the SAEs are evaluated in, and what of it may run."""
+    command.add_argument(
+        "--model", metavar="NAME", help="or a path; default: the SAEs' own"
+    )
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python that lies with the model, if it has any",
+    )
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    command.add_argument("--device", type=_device, default="cpu", help="default: cpu")
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """Add ``--matmul_precision``, which SAELens's parser does not know."""
+    command.add_argument(
+        "--matmul_precision",
+        metavar="NAME",
+        help="of float32 matrix products: highest, high (the default) or medium",
+    )
+
+
+def saelens_config(
+    options: argparse.Namespace, fields: dict[str, Any], rest: list[str]
+) -> Any:
+    """Parse SAELens's options on top of ``fields``; --help shows our options first."""
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args
+
+    from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
+
+    if not {"-h", "--help"}.isdisjoint(rest):
+        options.print_usage()
+    given = {option.partition("=")[0] for option in rest}
+    unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
+    # Of two options with one name SAELens's parser takes the later one.
+    defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
+    cfg = _parse_cfg_args([*defaults, *rest])
+    for name in unset:  # for which its parser has no word
+        setattr(cfg, name, None)
+    precision = options.matmul_precision
+    ours = {} if precision is None else {"matmul_precision": precision}
+    return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | ours)
+
+
+def names(text: str) -> list[str]:
+    """Read names with commas between them."""
+    return text.split(",")
+
+
+def prices(text: str) -> tuple[float, float]:
+    """Read the prices of a million tokens of prompts and of answers."""
+    try:
+        prompts, answers = map(float, text.split(","))
+    except ValueError:
+        message = f"must be two numbers with a comma between them, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+    return prompts, answers
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        message = f"must be whole numbers with commas between them, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: not built for it
+        message = f"torch has no device {text!r} here: {error}"
+        raise argparse.ArgumentTypeError(message) from None
+    return text

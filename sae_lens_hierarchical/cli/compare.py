@@ -1,0 +1,73 @@
+"""``sae-lens-hierarchical compare``."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sae_lens_hierarchical.cli.arguments import (
+    Subparsers,
+    add_precision,
+    saelens_config,
+)
+from sae_lens_hierarchical.cli.results import write_and_show
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "compare",
+        help="train the paper's SAEs on the same activations; evaluate each at every k",
+        usage="sae-lens-hierarchical compare [--preset NAME] [--contexts N] "
+        "[--output FOLDER]\n       [SAELENS_OPTION ...]",
+        add_help=False,
+    )
+    command.add_argument(
+        "--preset",
+        default="bundled",
+        metavar="NAME",
+        help="bundled (default): no network or GPU; or one of the paper's recipes",
+    )
+    command.add_argument(
+        "--training_tokens", type=int, metavar="N", help="tokens that each SAE sees"
+    )
+    command.add_argument(
+        "--contexts", type=int, default=1024, help="to evaluate on (default: 1024)"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("comparison"), metavar="FOLDER"
+    )
+    add_precision(command)
+    command.set_defaults(run=run, print_usage=command.print_help)
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the command."""
+    from sae_lens_hierarchical.comparison import compare
+    from sae_lens_hierarchical.data import load_bundled_model, load_bundled_text
+    from sae_lens_hierarchical.training.presets import BUNDLED, preset_fields, small_run
+
+    fields = preset_fields(options.preset, options.training_tokens)
+    with ExitStack() as stack:
+        data: dict[str, Any] = {}
+        if options.preset == BUNDLED:
+            fields |= {"log_to_wandb": False}
+            stack.enter_context(small_run())
+            data = {
+                "text": load_bundled_text("train"),
+                "held_out": load_bundled_text("held_out"),
+            }
+        else:
+            # SAELens keeps them all, and one has every SAE with its optimizer's state.
+            fields["n_checkpoints"] = 1
+        cfg = saelens_config(options, fields, rest)
+        if options.preset == BUNDLED:
+            data["model"] = load_bundled_model(cfg.llm_device)
+        table = compare(cfg, options.output, contexts=options.contexts, **data)
+    ours = {row.trained_k for row in table.rows if row.ours}
+    write_and_show(table, {1, 2} | ours, options.output)
+    return 0

@@ -1,0 +1,56 @@
+"""``sae-lens-hierarchical export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sae_lens_hierarchical.cli.arguments import Subparsers, add_ks
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "export", help="write plain SAELens checkpoints, which need no plugin"
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    add_ks(command)
+    command.add_argument(
+        "--architecture",
+        default="topk",
+        metavar="NAME",
+        help="topk (default), or jumprelu: a threshold, with k active on average",
+    )
+    command.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="of several k, each gets a sub-folder: k_8, k_32, ...",
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Run the command."""
+    from sae_lens_hierarchical.export import export, export_all
+    from sae_lens_hierarchical.loading import load_sae
+    from sae_lens_hierarchical.saes import HierarchicalTopKSAE
+
+    sae = load_sae(options.checkpoint)
+    if not isinstance(sae, HierarchicalTopKSAE):
+        architecture = sae.cfg.architecture()
+        raise ValueError(
+            f"{options.checkpoint} is a {architecture} SAE, no hierarchical_topk"
+        )
+    if options.output.resolve() == options.checkpoint.resolve():
+        raise ValueError("--output would overwrite the checkpoint")
+    if len(options.k) == 1:
+        folders = [export(sae, options.output, options.k[0], options.architecture)]
+    else:
+        folders = export_all(sae, options.output, options.k, options.architecture)
+    for folder in folders:
+        print(folder)
+    return 0

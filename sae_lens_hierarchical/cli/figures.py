@@ -1,0 +1,48 @@
+"""``sae-lens-hierarchical figures``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sae_lens_hierarchical.cli.arguments import Subparsers
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "figures", help="draw the paper's figures from a sweep's table"
+    )
+    command.add_argument("table", type=Path, metavar="TABLE.parquet")
+    command.add_argument(
+        "--output", type=Path, default=Path("figures"), metavar="FOLDER"
+    )
+    command.add_argument(
+        "--autointerp",
+        type=Path,
+        metavar="FOLDER",
+        help="results of saebench, for figure 6: of SAEs with the same names",
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Run the command."""
+    from sae_lens_hierarchical.eval.table import read_table
+    from sae_lens_hierarchical.figures import write_figures
+    from sae_lens_hierarchical.saebench.results import autointerp_scores
+
+    table, scores = read_table(options.table), None
+    if options.autointerp is not None:
+        results = autointerp_scores(options.autointerp)
+        scores = {(sae, k): score for sae, k, score in results}
+        known = table.saes()
+        if not {sae for sae, _ in scores} & set(known):
+            raise ValueError(
+                f"{options.autointerp} has no AutoInterp scores of {', '.join(known)}"
+            )
+    for path in write_figures(options.output, table, scores):
+        print(path)
+    return 0

@@ -1,0 +1,51 @@
+"""The parser of all commands, and what their errors look like."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sae_lens_hierarchical import __version__
+from sae_lens_hierarchical.cli import (
+    compare,
+    export,
+    figures,
+    push,
+    quickstart,
+    saebench,
+    sweep,
+    train,
+)
+
+__all__ = ["main"]
+
+_COMMANDS = (quickstart, train, sweep, compare, figures, saebench, export, push)
+# These hand the options that they do not know to SAELens's parser.
+_WITH_SAELENS_OPTIONS = (train.run, compare.run)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line with ``args``, or the process's own; return its status."""
+    parser = argparse.ArgumentParser(
+        prog="sae-lens-hierarchical",
+        description="Train one sparse autoencoder and use it at every sparsity budget.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {__version__}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    options, rest = parser.parse_known_args(args)
+    if rest and options.run not in _WITH_SAELENS_OPTIONS:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        return options.run(options, rest)
+    # OSError: the Hub's refusals too; ImportError: an extra is not installed.
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"sae-lens-hierarchical: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"sae-lens-hierarchical: {interrupt}", file=sys.stderr)
+        return 130

@@ -1,0 +1,28 @@
+"""What the commands that evaluate SAEs write and show."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sae_lens_hierarchical.eval.table import MetricsTable
+
+__all__ = ["write_and_show"]
+
+
+def write_and_show(table: MetricsTable, ks: Collection[int], output: Path) -> None:
+    """Write a table and its figures to ``output``, and show its rows at ``ks``."""
+    from rich.console import Console
+
+    from sae_lens_hierarchical.eval.table import write_table
+    from sae_lens_hierarchical.figures import write_figures
+    from sae_lens_hierarchical.report import terminal_table
+
+    output.mkdir(parents=True, exist_ok=True)
+    write_table(output / "metrics.parquet", table)
+    *_, page = write_figures(output / "figures", table)
+    Console().print(terminal_table(table, ks))
+    print(f"{output}/metrics.parquet (and .csv)")
+    print(f"{page}, and its figures as images beside it")

@@ -1,0 +1,119 @@
+"""``sae-lens-hierarchical saebench``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sae_lens_hierarchical.cli.arguments import (
+    Subparsers,
+    add_device,
+    add_ks,
+    add_model,
+    names,
+    prices,
+)
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command."""
+    command = commands.add_parser("saebench", help="run SAEBench on any SAEs at many k")
+    command.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    add_ks(command)
+    command.add_argument(
+        "--evals",
+        type=names,
+        default=["core"],
+        metavar="NAME,...",
+        help="core (default), autointerp and sparse_probing",
+    )
+    add_model(command)
+    command.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="or a path; default: what the first one was trained on",
+    )
+    command.add_argument(
+        "--contexts", type=int, default=32_000, help="of the dataset; default: 32000"
+    )
+    command.add_argument(
+        "--latents",
+        type=int,
+        default=1_000,
+        help="features that AutoInterp explains for each SAE and k (default: 1000)",
+    )
+    command.add_argument(
+        "--judge-model", metavar="NAME", help="AutoInterp's judge: any chat model"
+    )
+    command.add_argument(
+        "--judge-url",
+        metavar="URL",
+        help="an API like OpenAI's (default: OpenAI or $OPENAI_BASE_URL); the key is "
+        "$OPENAI_API_KEY",
+    )
+    command.add_argument(
+        "--max-calls", type=int, metavar="N", help="stop before the judge is asked more"
+    )
+    command.add_argument(
+        "--price",
+        type=prices,
+        metavar="IN,OUT",
+        help="dollars for a million tokens of prompts and answers, for the estimate",
+    )
+    command.add_argument(
+        "--probing-datasets",
+        type=names,
+        default=[],
+        metavar="NAME,...",
+        help="default: all that SAEBench has",
+    )
+    command.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    add_device(command)
+    command.add_argument(
+        "--force", action="store_true", help="make results again that are there"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("eval_results"), metavar="FOLDER"
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Run the command."""
+    from rich.console import Console
+
+    from sae_lens_hierarchical.saebench.checkpoints import saebench_checkpoints
+    from sae_lens_hierarchical.saebench.results import bench_table, read_results
+
+    judge = None
+    if options.judge_model is not None:
+        from sae_lens_hierarchical.saebench.judge import Judge
+
+        judge = Judge(
+            options.judge_model,
+            options.output / "judge_answers.sqlite",
+            url=options.judge_url,
+            max_calls=options.max_calls,
+            price=options.price,
+        )
+    saebench_checkpoints(
+        options.checkpoint,
+        options.k,
+        options.evals,
+        options.output,
+        judge,
+        model_name=options.model,
+        dataset=options.dataset,
+        contexts=options.contexts,
+        latents=options.latents,
+        probing_datasets=options.probing_datasets,
+        batch_size=options.batch_size,
+        device=options.device,
+        force=options.force,
+        trust_remote_code=options.trust_remote_code,
+    )
+    Console().print(bench_table(read_results(options.output)))
+    print(options.output)
+    return 0

@@ -1,0 +1,73 @@
+"""``sae-lens-hierarchical sweep``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sae_lens_hierarchical.cli.arguments import (
+    Subparsers,
+    add_device,
+    add_ks,
+    add_model,
+)
+from sae_lens_hierarchical.cli.results import write_and_show
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "sweep", help="evaluate any SAEs of SAELens at many k"
+    )
+    command.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    add_ks(command)
+    add_model(command)
+    command.add_argument(
+        "--dataset", metavar="NAME", help="default: what the first one was trained on"
+    )
+    command.add_argument("--contexts", type=int, default=256, help="default: 256")
+    command.add_argument(
+        "--ce-contexts",
+        type=int,
+        default=64,
+        help="contexts to run the model on with the SAEs' outputs (default: 64)",
+    )
+    command.add_argument(
+        "--jumprelu",
+        action="store_true",
+        help="evaluate SAEs by a threshold as well",
+    )
+    command.add_argument(
+        "--batch-size",
+        type=int,
+        help="contexts in one run of the model (default: 16, or as many as have logits "
+        "of 2 GiB)",
+    )
+    add_device(command)
+    command.add_argument(
+        "--output", type=Path, default=Path("sweep_output"), metavar="FOLDER"
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Run the command."""
+    from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    table = sweep_checkpoints(
+        options.checkpoint,
+        options.k,
+        model_name=options.model,
+        dataset=options.dataset,
+        contexts=options.contexts,
+        ce_contexts=options.ce_contexts,
+        batch_size=options.batch_size,
+        jumprelu=options.jumprelu,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    write_and_show(table, options.k, options.output)
+    return 0

@@ -1,0 +1,61 @@
+"""The architecture's registration with SAELens, when SAELens is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__all__ = ["register_with_saelens"]
+
+_SAELENS = "sae_lens"
+_REGISTERING = "sae_lens_hierarchical.saes"
+
+
+def register_with_saelens() -> None:
+    """Register now if SAELens is loaded, and otherwise right after it has been.
+
+    Loading SAELens takes seconds: ``--help`` and the loss alone need not wait for it.
+    """
+    if _SAELENS in sys.modules:
+        import_module(_REGISTERING)
+    elif not any(isinstance(finder, _AfterSAELens) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterSAELens())
+
+
+class _AfterSAELens(MetaPathFinder):
+    """Finds SAELens like any other module, once, and has it followed by us."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if fullname != _SAELENS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenRegister(spec.loader)
+        return spec
+
+
+class _ThenRegister(Loader):
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # From here on nothing shows that another loader was in between.
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        import_module(_REGISTERING)
