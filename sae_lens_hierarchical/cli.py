@@ -370,7 +370,7 @@ def _device(text: str) -> str:
 
 
 def _sweep(options: argparse.Namespace, _rest: list[str]) -> int:
-    from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
+    from sae_lens_hierarchical.eval.folders import sweep_checkpoints
 
     options.output.mkdir(parents=True, exist_ok=True)
     table = sweep_checkpoints(

@@ -20,7 +20,7 @@ from sae_lens_hierarchical.data import (
     load_bundled_model,
     load_bundled_text,
 )
-from sae_lens_hierarchical.eval.checkpoints import sweep_store
+from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.figures import draw, overview
 from sae_lens_hierarchical.loading import load_saes

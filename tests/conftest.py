@@ -55,7 +55,7 @@ def make_metrics(k: int, explained_variance: float, **changes: Any) -> BudgetMet
         "ce_tokens": 500,
         "l0": k - 0.5,
         "explained_variance": explained_variance,
-        "fvu": 0.2,
+        "fvu_centered": 0.8 * (1 - explained_variance),
         "mse": 1.5,
         "cosine_similarity": 0.9,
         "ce_loss_score": 0.3,

@@ -4,9 +4,9 @@
 ``interactive`` with plotly, for one HTML page of all.
 """
 
+from sae_lens_hierarchical.figures.matplotlib import draw
 from sae_lens_hierarchical.figures.page import html_page
 from sae_lens_hierarchical.figures.paper import all_figures, overview, table_2
-from sae_lens_hierarchical.figures.static import draw
 from sae_lens_hierarchical.figures.write import write_figures
 
 __all__ = [

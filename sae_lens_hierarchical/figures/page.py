@@ -11,8 +11,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
-from sae_lens_hierarchical.figures.interactive import plot_json
 from sae_lens_hierarchical.figures.paper import table_2
+from sae_lens_hierarchical.figures.plotly import plot_json
 from sae_lens_hierarchical.figures.spec import Figure, Series
 
 __all__ = ["html_page"]

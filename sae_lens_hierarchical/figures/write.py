@@ -7,9 +7,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.figures.matplotlib import draw
 from sae_lens_hierarchical.figures.page import html_page
 from sae_lens_hierarchical.figures.paper import Scores, all_figures
-from sae_lens_hierarchical.figures.static import draw
 
 __all__ = ["write_figures"]
 

@@ -36,7 +36,7 @@ from sae_lens_hierarchical.data import (
     load_bundled_text,
 )
 
-__all__ = ["allowed_model_kwargs", "load_model_and_text", "load_store", "not_asking"]
+__all__ = ["allowed_model_kwargs", "load_model_and_dataset", "load_store", "not_asking"]
 
 MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
 TRUST = "--trust-remote-code (in Python: trust_remote_code=True)"
@@ -105,24 +105,24 @@ def allowed_model_kwargs(
     return allowed, refused
 
 
-def load_model_and_text(
+def load_model_and_dataset(
     saes: Mapping[str, SAE[Any]],
     dataset: str | None,
     device: str,
     *,
     trust_remote_code: bool = False,
 ) -> tuple[Any, str | Dataset, str]:
-    """Load what SAEs of one model are measured on.
+    """Load the model and the dataset to evaluate SAEs of one model on.
 
     Args:
         saes: The SAEs; their model may be a folder.
-        dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
-            first SAE was trained on, or for the bundled model its held-out text.
+        dataset: A dataset on the Hub or on disk, as SAELens takes it; default what the
+            first SAE was trained on, or for the bundled model its held-out dataset.
         device: Where to put the model.
         trust_remote_code: Whether Python that lies with the model may run.
 
     Returns:
-        The model, the text, and what to call the text.
+        The model, the dataset, and the dataset's name.
 
     Raises:
         ValueError: If the first SAE's metadata ask for more than an SAE may, naming the
@@ -135,10 +135,10 @@ def load_model_and_text(
             return model, load_bundled_text("held_out"), "bundled, held out"
     else:
         model = _load_model(name, metadata, device, trust_remote_code)
-    text = dataset or metadata.dataset_path
-    if not text:
+    dataset = dataset or metadata.dataset_path
+    if not dataset:
         raise ValueError(f"{name}'s metadata name no dataset: name one with --dataset")
-    return model, text, text
+    return model, dataset, dataset
 
 
 def load_store(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_lens_hierarchical.loading import (
-    load_model_and_text,
+    load_model_and_dataset,
     load_saes,
     name_checkpoints,
 )
@@ -69,7 +69,7 @@ def saebench_checkpoints(
     if judge is None and "autointerp" in evals:
         raise ValueError("autointerp needs a judge, and no model was named for it")
     saes = load_saes(name_checkpoints(checkpoints), device, model_name)
-    model, text, text_name = load_model_and_text(
+    model, text, text_name = load_model_and_dataset(
         saes, dataset, device, trust_remote_code=trust_remote_code
     )
     first = next(iter(saes.values()))

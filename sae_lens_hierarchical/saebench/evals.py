@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from sae_lens_hierarchical.eval.model_run import Site
+from sae_lens_hierarchical.eval.splicing import HookLocation
 from sae_lens_hierarchical.loading import load_store
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
@@ -148,7 +148,7 @@ class SAEBench:
                 ),
                 self.model,
                 config,
-                ignore_tokens={*special, *Site.of(saes[entry.name]).excluded} - {None},
+                ignore_tokens={*special, *HookLocation.of(saes[entry.name]).excluded} - {None},
                 verbose=True,
             )
             metrics["misc_metrics"] = core_main.calculate_misc_metrics(features)

@@ -53,7 +53,7 @@ def make_row(
         ce_tokens=100,
         l0=k - 0.25,
         explained_variance=float(random.random()),
-        fvu=float(random.random()),
+        fvu_centered=float(random.random()),
         mse=1.5,
         cosine_similarity=0.9,
         ce_loss_score=0.3,
