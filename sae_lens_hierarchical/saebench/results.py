@@ -1,4 +1,4 @@
-"""SAEBench's result files, read without SAEBench."""
+"""Loads SAEBench's result files, which needs no SAEBench."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.table import Table
 
 __all__ = ["BenchResult", "autointerp_scores", "bench_table", "read_results"]
 
-# The main numbers: SAEBench's group and name of each, and ours for a narrow terminal.
+# The main metrics: SAEBench's group and name of each, and a name for the terminal.
 _MAIN = {
-    ("sparsity", "l0"): "l0",
+    ("sparsity", "l0"): "L0",
     ("model_performance_preservation", "ce_loss_score"): "CE recovered",
     ("reconstruction_quality", "cossim"): "cosine",
     ("autointerp", "autointerp_score"): "AutoInterp",
@@ -23,12 +23,12 @@ _MAIN = {
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What SAEBench found of one SAE at one k.
+    """SAEBench's metrics of one SAE at one k.
 
     Attributes:
         sae: The SAE's name.
-        k: Its k; None for one that has none.
-        metrics: SAEBench's numbers of all evals that were run, by group and name.
+        k: The number of features; None for an SAE without k.
+        metrics: Those of all evals that were run, by SAEBench's group and name.
     """
 
     sae: str
@@ -37,7 +37,7 @@ class BenchResult:
 
 
 def read_results(folder: str | Path) -> list[BenchResult]:
-    """Read all result files in a folder, and in the evals' folders within it.
+    """Load all result files in a folder, and in the evals' folders within it.
 
     Returns:
         A result for each SAE and k, by name and ascending k.
@@ -60,7 +60,7 @@ def autointerp_scores(folder: str | Path) -> list[tuple[str, int | None, float]]
 
 
 def bench_table(results: list[BenchResult]) -> Table:
-    """Return a table for the terminal of the main numbers that were measured."""
+    """Return a table for the terminal of the main metrics that results have."""
     names = [name for name in _MAIN if any(name in r.metrics for r in results)]
     table = Table("SAE", "k", *(_MAIN[name] for name in names))
     for column in table.columns[1:]:

@@ -1,4 +1,4 @@
-"""Tests of ``sae-lens-hierarchical bench`` as a user would run it."""
+"""Tests of ``sae-lens-hierarchical saebench`` as a user would run it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_core_and_autointerp_on_the_bundled_model(
     assert main(command) == 0
 
     table = capsys.readouterr().out
-    for word in ("ours", "l0", "AutoInterp", "8.000", "eval_results", "about $0.0"):
+    for word in ("ours", "L0", "AutoInterp", "8.000", "eval_results", "about $0.0"):
         assert word in table
     assert [(r.sae, r.k) for r in read_results("eval_results")] == [
         ("ours", 2),
@@ -48,7 +48,7 @@ def test_core_and_autointerp_on_the_bundled_model(
     assert len(autointerp_scores("eval_results")) == 2
 
 
-def test_a_local_model_and_text_in_place_of_hub_names(
+def test_a_local_model_and_dataset_in_place_of_hub_names(
     model: HookedSAETransformer,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

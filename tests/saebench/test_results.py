@@ -68,9 +68,8 @@ def test_the_table_shows_what_was_measured(
 def test_without_saebench_the_command_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = "sae_lens_hierarchical.saebench.evals"
     for name in list(sys.modules):
-        if name.startswith("sae_bench") or name in (ours, f"{ours}_checkpoints"):
+        if name.startswith(("sae_bench", "sae_lens_hierarchical.saebench.")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sae_bench", None)
 
