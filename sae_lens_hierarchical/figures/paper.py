@@ -165,8 +165,8 @@ def changing_k(table: MetricsTable) -> Figure | None:
     return nonempty_figure(
         "figure_3",
         "Figure 3. Changing k at inference",
-        "SAEs that were trained for one k, at others, beside one HierarchicalTopK SAE, "
-        "which was trained for all k up to K and extrapolates beyond. "
+        "SAEs that were trained for one k, at other k, beside one HierarchicalTopK "
+        "SAE, which was trained for all k up to K and extrapolates beyond. "
         f"{_MARKER} {EV_DEFINITION} {_NEGATIVE}",
         [
             log2_panel(
@@ -335,9 +335,9 @@ def topk_and_jumprelu(table: MetricsTable) -> Figure | None:
     return nonempty_figure(
         "figure_10",
         "Figure 10. All features above a threshold",
-        "What it changes to have all features above one threshold active, k of them on "
-        "average, in place of the k largest of each token. SAEs that were trained for "
-        f"one k are shown at the evaluated k nearest to it. {EV_DEFINITION}",
+        "The change from the k largest features of each token to all features above "
+        "one threshold, k of them on average. SAEs that were trained for one k are "
+        f"shown at the evaluated k nearest to it. {EV_DEFINITION}",
         [log2_panel(f"change of {_EV}", [unchanged, *series])],
     )
 
