@@ -118,8 +118,9 @@ class BudgetMetrics:
 _SERIES = ("frequency", "mean_squared_activation", "cosine_to_next")
 _COLUMNS = tuple(f.name for f in fields(BudgetMetrics))
 # Files have the properties too, beside what they follow from.
-_N = _COLUMNS.index("fvu_centered")
-_WRITTEN = (*_COLUMNS[:_N], "fvu", "fvu_centered", "bias", *_COLUMNS[_N + 1 :])
+_WRITTEN = list(_COLUMNS)
+_WRITTEN.insert(_WRITTEN.index("fvu_centered"), "fvu")
+_WRITTEN.insert(_WRITTEN.index("fvu_centered") + 1, "bias")
 _REQUIRED = {f.name for f in fields(BudgetMetrics) if f.default is MISSING}
 
 

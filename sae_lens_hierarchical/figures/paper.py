@@ -95,7 +95,7 @@ def all_figures(table: MetricsTable, scores: Scores | None = None) -> list[Figur
 
 
 def overview(table: MetricsTable) -> Figure:
-    """Explained variance, CE loss recovered and dead features of all SAEs at each k."""
+    """Return EV, CE loss recovered and dead features of every SAE at every k."""
     panels = []
     for metric, label in {
         "explained_variance": _EV,
@@ -116,7 +116,7 @@ def overview(table: MetricsTable) -> Figure:
 
 
 def pareto(table: MetricsTable) -> Figure | None:
-    """Figure 2: a HierarchicalTopK SAE, and others each at its own operating point."""
+    """Return figure 2: one HierarchicalTopK SAE, and others each at its trained k."""
     lines = {OURS: [row for sae in ours(table)[:1] for row in topk_rows(table, sae)]}
     for architecture, saes in families(table).items():
         lines[architecture] = [row for sae in saes for row in at_trained_k(table, sae)]
@@ -154,7 +154,7 @@ def pareto(table: MetricsTable) -> Figure | None:
 
 
 def changing_k(table: MetricsTable) -> Figure | None:
-    """Figure 3: what SAEs trained for one k do at others, a panel for each family."""
+    """Return figure 3: SAEs trained for one k at others, a panel for each family."""
     lines = {
         family_name(architecture): _topk_curves(
             table, ours(table)[:1] + saes, "explained_variance"
@@ -178,7 +178,7 @@ def changing_k(table: MetricsTable) -> Figure | None:
 
 
 def pointwise_loss(table: MetricsTable) -> Figure | None:
-    """Figure 4: HierarchicalTopK SAEs, such as of several J_x, against each other."""
+    """Return figure 4: HierarchicalTopK SAEs against each other, such as some J_x."""
     saes = ours(table)
     if len(saes) < 2:
         return None
@@ -205,7 +205,7 @@ def pointwise_loss(table: MetricsTable) -> Figure | None:
 
 
 def almost_dead(table: MetricsTable) -> Figure | None:
-    """Figure 5: features active on less than one token in 10⁵."""
+    """Return figure 5: features active on less than one token in 10⁵."""
     metric = "almost_dead_features"
     series = _topk_curves(table, compared(table), metric)
     others = families(table)
@@ -229,7 +229,7 @@ def almost_dead(table: MetricsTable) -> Figure | None:
 
 
 def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
-    """Figure 6: how well features can be explained, by scores of each SAE and k."""
+    """Return figure 6: AutoInterp scores of each SAE and k."""
     trained_k = {row.sae: row.trained_k for row in table.rows}
     placed = {
         (sae, trained_k[sae] if k is None else k): score
@@ -268,7 +268,7 @@ def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
 
 
 def decoder_cosines(table: MetricsTable) -> Figure | None:
-    """Figure 8: how similar the decoder rows of a token's features are, in rank."""
+    """Return figure 8: the cosine of decoder rows of features next in rank."""
     styles = sae_styles(table)
     series = []
     for sae in compared(table):
@@ -294,7 +294,7 @@ def decoder_cosines(table: MetricsTable) -> Figure | None:
 
 
 def distributions(table: MetricsTable) -> Figure | None:
-    """Figure 9: how often, and how strongly, features are active."""
+    """Return figure 9: how often, and how strongly, features are active."""
     rows = [row for sae in compared(table) for row in at_trained_k(table, sae)]
     panels = [
         Panel(
@@ -318,7 +318,7 @@ def distributions(table: MetricsTable) -> Figure | None:
 
 
 def topk_and_jumprelu(table: MetricsTable) -> Figure | None:
-    """Figure 10: a token's k largest features, or all above one threshold."""
+    """Return figure 10: a token's k largest features, or all above one threshold."""
     series = []
     for architecture, saes in {OURS: ours(table)[:1], **families(table)}.items():
         pairs = [pair for sae in saes for pair in threshold_pairs(table, sae)]
@@ -343,7 +343,7 @@ def topk_and_jumprelu(table: MetricsTable) -> Figure | None:
 
 
 def table_2(table: MetricsTable) -> list[BudgetMetrics]:
-    """Table 2: the rows at k = 1 and 2 of the SAEs of the largest trained k."""
+    """Return table 2: the rows at k = 1 and 2 of the SAEs of the largest trained k."""
     return [
         row
         for k in (1, 2)

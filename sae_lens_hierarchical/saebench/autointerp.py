@@ -75,7 +75,8 @@ class AutoInterp(autointerp_main.AutoInterp):
     def chats(self) -> Iterator[tuple[Messages, int]]:
         """Yield the prompts for the judge and the max_tokens of each answer.
 
-        Those that explanations not yet given belong in are of about their length.
+        A prompt with an explanation that is not known yet has a stand-in for it, of
+        about its length.
         """
         for generation, scoring in self.examples.values():
             request = self.get_generation_prompts(generation)

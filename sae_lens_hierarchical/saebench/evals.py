@@ -26,10 +26,10 @@ from sae_lens_hierarchical.saebench.extra import (
     core_config,
     core_main,
     general_utils,
-    get_eval_uuid,
     probing_config,
     probing_main,
     probing_output,
+    sae_bench_utils,
 )
 from sae_lens_hierarchical.saebench.judge import Judge, JudgeError
 from sae_lens_hierarchical.saebench.pending import PendingResult, pending_results
@@ -143,7 +143,7 @@ class SAEBench:
             with pending.atomic_file() as partial:
                 core_main.save_single_eval_result(
                     core_main.replace_nans_with_negative_one(result),
-                    get_eval_uuid(),
+                    sae_bench_utils.get_eval_uuid(),
                     version("sae-lens"),
                     version("sae-bench"),
                     str(partial),

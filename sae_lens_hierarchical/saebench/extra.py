@@ -19,11 +19,9 @@ try:
     import sae_bench.evals.sparse_probing.eval_config as probing_config
     import sae_bench.evals.sparse_probing.eval_output as probing_output
     import sae_bench.evals.sparse_probing.main as probing_main
-    from sae_bench.sae_bench_utils import (
-        activation_collection,
-        general_utils,
-        get_eval_uuid,
-    )
+    import sae_bench.sae_bench_utils as sae_bench_utils
+    import sae_bench.sae_bench_utils.activation_collection as activation_collection
+    import sae_bench.sae_bench_utils.general_utils as general_utils
 except ImportError as error:
     raise ImportError(
         f"SAEBench cannot be imported ({error}): see SAEBench in the README of "
@@ -38,9 +36,9 @@ __all__ = [
     "core_config",
     "core_main",
     "general_utils",
-    "get_eval_uuid",
     "probing_config",
     "probing_main",
     "probing_output",
     "pydantic",
+    "sae_bench_utils",
 ]

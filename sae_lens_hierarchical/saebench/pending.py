@@ -15,7 +15,7 @@ from sae_lens import SAE, TopKSAE, TrainingSAE
 from tqdm.auto import tqdm
 
 from sae_lens_hierarchical.ops.budgets import check_ks
-from sae_lens_hierarchical.saebench.extra import general_utils, get_eval_uuid
+from sae_lens_hierarchical.saebench.extra import general_utils, sae_bench_utils
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
 __all__ = ["PendingResult", "pending_results"]
@@ -73,7 +73,7 @@ class PendingResult:
         """
         output = output_class(
             eval_config=config,
-            eval_id=get_eval_uuid(),
+            eval_id=sae_bench_utils.get_eval_uuid(),
             datetime_epoch_millis=time.time_ns() // 1_000_000,
             eval_result_metrics=metrics,
             eval_result_details=details,

@@ -120,13 +120,13 @@ def test_what_metadata_may_ask_for_is_given(stranger: Stranger) -> None:
     kwargs = {"dtype": "bfloat16", "attn_implementation": "eager", "device_map": None}
     stranger.save_sae(model_from_pretrained_kwargs=kwargs)
 
-    proxy, text, name = load_model_and_dataset(
+    proxy, dataset, name = load_model_and_dataset(
         load_saes({"it": stranger.sae}), None, "cpu"
     )
 
     assert str(proxy.model.dtype) == "torch.bfloat16"
     assert proxy.model.config._attn_implementation == "eager"
-    assert text == name == str(stranger.text)
+    assert dataset == name == str(stranger.text)
 
 
 def test_a_kernel_that_the_models_config_names_is_refused(stranger: Stranger) -> None:
@@ -145,7 +145,7 @@ def test_models_that_transformer_lens_trusts_need_the_flag(stranger: Stranger) -
         load_model_and_dataset(saes, None, "cpu")
 
 
-def test_unknown_classes_and_no_text_are_named(stranger: Stranger) -> None:
+def test_unknown_classes_and_no_dataset_are_named(stranger: Stranger) -> None:
     stranger.save_sae(model_class_name="os.system")
     with pytest.raises(ValueError, match=r"it's metadata.model_class_name must be one"):
         load_model_and_dataset(load_saes({"it": stranger.sae}), None, "cpu")
@@ -154,7 +154,7 @@ def test_unknown_classes_and_no_text_are_named(stranger: Stranger) -> None:
         load_model_and_dataset(load_saes({"it": stranger.sae}), None, "cpu")
 
 
-def test_a_tokenized_texts_tokenizer_runs_no_python(
+def test_a_tokenized_datasets_tokenizer_runs_no_python(
     stranger: Stranger, model: HookedSAETransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SAELens loads the tokenizer that a dataset's sae_lens.json names, to compare."""
@@ -175,7 +175,7 @@ def test_a_tokenized_texts_tokenizer_runs_no_python(
     assert not stranger.ran.exists()
 
 
-def test_a_texts_python_never_runs(stranger: Stranger) -> None:
+def test_a_datasets_python_never_runs(stranger: Stranger) -> None:
     """An older version of datasets runs scripts that lie with data, when told to."""
     script = stranger.text / f"{stranger.text.name}.py"
     script.write_text(f"open({str(stranger.ran)!r}, 'w').close()\n")
