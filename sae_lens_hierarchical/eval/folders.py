@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from sae_lens import SAE, ActivationsStore
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
+from sae_lens.load_model import HookedProxyLM
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_hierarchical.eval.splicing import contexts_at_once
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.loading import (
@@ -29,7 +29,7 @@ from sae_lens_hierarchical.loading import (
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes.checks import check_size
 
-__all__ = ["sweep_checkpoints", "sweep_store"]
+__all__ = ["default_batch_size", "sweep_checkpoints", "sweep_store"]
 
 _COUNTS = ("tokens", "ce_tokens", "excluded_tokens")
 _PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
@@ -117,7 +117,7 @@ def sweep_store(
         contexts: How many contexts to evaluate on, where the dataset has as many.
         ce_contexts: On how many of them to run the model with the SAEs' outputs too.
         batch_size: Contexts in one forward pass of the model; default
-            ``contexts_at_once``.
+            ``default_batch_size``.
         jumprelu: Whether to evaluate SAEs with one threshold as well.
 
     Returns:
@@ -128,7 +128,7 @@ def sweep_store(
     """
     check_size("contexts", contexts)
     if batch_size is None:
-        batch_size = contexts_at_once(store.model, store.context_size)
+        batch_size = default_batch_size(store.model, store.context_size)
     check_size("batch_size", batch_size)
     if ce_contexts < 0:
         raise ValueError(f"ce_contexts must be at least 0, got {ce_contexts}")
@@ -154,6 +154,20 @@ def sweep_store(
         **{name: _one_or_by_sae(rows, name) for name in _COUNTS},
     }
     return MetricsTable(rows, provenance)
+
+
+def default_batch_size(model: Any, context_size: int) -> int:
+    """Return how many contexts to run in one forward pass of the model.
+
+    That is 16, or as many as have 2 GiB of float32 logits; a run holds a few times
+    as much.
+    """
+    if isinstance(model, HookedProxyLM):
+        config: Any = model.model.config
+        d_vocab = config.get_text_config().vocab_size
+    else:
+        d_vocab = model.cfg.d_vocab
+    return max(1, min(16, 2**29 // (context_size * d_vocab)))
 
 
 def _one_or_by_sae(rows: Sequence[BudgetMetrics], name: str) -> Any:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from sae_lens import SAE
-from sae_lens.load_model import HookedProxyLM
 from sae_lens.training.activations_store import _get_input_token_device
 from sae_lens.util import (
     extract_stop_at_layer_from_tlens_hook_name,
@@ -20,7 +19,7 @@ from transformer_lens.hook_points import HookPoint
 
 from sae_lens_hierarchical.eval.statistics import as_double
 
-__all__ = ["HookLocation", "SplicedModel", "contexts_at_once"]
+__all__ = ["HookLocation", "SplicedModel"]
 
 
 class HookLocation(NamedTuple):
@@ -154,17 +153,3 @@ def _kept(batch: Tensor, location: HookLocation, special: list[int]) -> Tensor:
     keep = torch.zeros_like(batch, dtype=torch.bool)
     keep[:, slice(*location.positions)] = True
     return keep & ~torch.isin(batch, left_out)
-
-
-def contexts_at_once(model: Any, context_size: int) -> int:
-    """Return how many contexts to run in one forward pass of the model.
-
-    That is 16, or as many as have 2 GiB of float32 logits; a run holds a few times
-    as much.
-    """
-    if isinstance(model, HookedProxyLM):
-        config: Any = model.model.config
-        d_vocab = config.get_text_config().vocab_size
-    else:
-        d_vocab = model.cfg.d_vocab
-    return max(1, min(16, 2**29 // (context_size * d_vocab)))

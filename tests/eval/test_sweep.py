@@ -38,8 +38,7 @@ from sae_lens_hierarchical import (
     calibrate_thresholds,
 )
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, load_bundled_text
-from sae_lens_hierarchical.eval.folders import sweep_store
-from sae_lens_hierarchical.eval.splicing import contexts_at_once
+from sae_lens_hierarchical.eval.folders import default_batch_size, sweep_store
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import (
     BudgetMetrics,
@@ -453,15 +452,15 @@ def test_the_model_runs_on_as_many_batches_as_asked(
     ("context_size", "d_vocab", "contexts"),
     [(128, 4096, 16), (1024, 50_257, 10), (1024, 256_128, 2), (8192, 256_128, 1)],
 )
-def test_a_large_vocabulary_gets_fewer_contexts_at_once(
+def test_a_large_vocabulary_gets_fewer_default_batch_size(
     context_size: int, d_vocab: int, contexts: int
 ) -> None:
     with torch.device("meta"):
         config = GPT2Config(vocab_size=d_vocab, n_embd=2, n_layer=1, n_head=1)
         proxy = HookedProxyLM(GPT2LMHeadModel(config), None)  # type: ignore[arg-type]
-    assert contexts_at_once(proxy, context_size) == contexts
+    assert default_batch_size(proxy, context_size) == contexts
     bundled = SimpleNamespace(cfg=SimpleNamespace(d_vocab=d_vocab))
-    assert contexts_at_once(bundled, context_size) == contexts
+    assert default_batch_size(bundled, context_size) == contexts
 
 
 def test_the_jumprelu_mode_is_that_of_the_sae(

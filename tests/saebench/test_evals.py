@@ -54,7 +54,7 @@ def new_judge(server: JudgeServer, bench: SAEBench, **options: Any) -> Judge:
     return Judge("small", bench.output / "answers", url=server.url, **options)
 
 
-def read(bench: SAEBench, name: str) -> dict[str, Any]:
+def load_result(bench: SAEBench, name: str) -> dict[str, Any]:
     path = bench.output / f"{name}_eval_results.json"
     # Strictly: NaN is no JSON.
     return json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -79,7 +79,7 @@ def test_core_finds_what_the_sweep_finds(
 
     expected = sweep({"ours": sae}, bench.model, tokens.split(16), KS)
     for row in expected:
-        result = read(bench, f"core/ours_k_{row.k}")
+        result = load_result(bench, f"core/ours_k_{row.k}")
         metrics = {
             n: v for g in result["eval_result_metrics"].values() for n, v in g.items()
         }
@@ -109,7 +109,7 @@ def test_saebenchs_explained_variance_is_what_budget_metrics_say(
     x = cache[hook_name][bench.tokens != bos]
     (row,) = sweep({"ours": sae}, bench.model, bench.tokens.split(16), [8])
     mean_square = float(x.pow(2).sum(-1).mean())
-    metrics = read(bench, "core/ours_k_8")["eval_result_metrics"]
+    metrics = load_result(bench, "core/ours_k_8")["eval_result_metrics"]
     theirs = metrics["reconstruction_quality"]["explained_variance"]
     expected = 1 - row.mse / (mean_square - (mean_square / 128) ** 2)
     assert theirs == pytest.approx(expected, rel=1e-2)
@@ -158,7 +158,9 @@ def test_saebenchs_own_tools_see_a_curve(
     assert len({json.loads(path.read_text())["eval_id"] for path in paths}) == 8
     # The weights are the same, so what is found of them is.
     for k in KS:
-        ours, others = (read(bench, f"core/{n}_k_{k}") for n in ("ours", "topk_4"))
+        ours, others = (
+            load_result(bench, f"core/{n}_k_{k}") for n in ("ours", "topk_4")
+        )
         ours, others = (r["eval_result_metrics"]["sparsity"] for r in (ours, others))
         assert ours == pytest.approx(others, rel=1e-4)
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
@@ -178,7 +180,7 @@ def test_an_sae_without_k_is_evaluated_as_it_is(
     bench.core({"jumprelu": jumprelu}, KS)
 
     assert files(bench) == {"core/jumprelu_custom_sae_eval_results.json"}
-    result = read(bench, "core/jumprelu_custom_sae")
+    result = load_result(bench, "core/jumprelu_custom_sae")
     assert result["sae_lens_id"] == "custom_sae"
     rows = sweep({"it": jumprelu}, bench.model, bench.tokens.split(16), [8])
     (own,) = (row for row in rows if row.activation == "own")
@@ -197,7 +199,7 @@ def test_autointerp_bears_the_apis_failures_and_asks_nothing_twice(
     bench.autointerp({"ours": sae}, KS, judge, LATENTS)
 
     calls = 2 * sum(
-        len(read(bench, f"autointerp/ours_k_{k}")["eval_result_unstructured"])
+        len(load_result(bench, f"autointerp/ours_k_{k}")["eval_result_unstructured"])
         for k in KS
     )
     assert f"{calls} calls to small at {server.url}" in capsys.readouterr().out
@@ -207,7 +209,7 @@ def test_autointerp_bears_the_apis_failures_and_asks_nothing_twice(
     assert [(name, k) for name, k, _ in first] == [("ours", k) for k in KS]
     # Half of the fourteen texts by chance.
     assert all(0.5 < score < 1 for _, _, score in first), first
-    config = read(bench, "autointerp/ours_k_2")["eval_config"]
+    config = load_result(bench, "autointerp/ours_k_2")["eval_config"]
     assert (config["judge"], config["judge_url"]) == ("small", server.url)
 
     server.asked.clear()
@@ -231,7 +233,7 @@ def test_a_limit_stops_autointerp_and_the_next_run_goes_on(
     assert len(server.asked) == 3
     assert files(bench) == {"answers"}
     bench.autointerp({"ours": sae}, [2], new_judge(server, bench), LATENTS)
-    latents = read(bench, "autointerp/ours_k_2")["eval_result_unstructured"]
+    latents = load_result(bench, "autointerp/ours_k_2")["eval_result_unstructured"]
     assert len(server.asked) == 2 * len(latents)
 
 
@@ -254,7 +256,7 @@ def test_answers_that_are_no_lists_are_not_scored(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bench.autointerp({"ours": sae}, [8], new_judge(server, bench), LATENTS)
-    whole = read(bench, "autointerp/ours_k_8")["eval_result_unstructured"]
+    whole = load_result(bench, "autointerp/ours_k_8")["eval_result_unstructured"]
     one = next(iter(whole.values()))["explanation"]
     same = [r for r in whole.values() if r["explanation"] == one]
 
@@ -262,7 +264,7 @@ def test_answers_that_are_no_lists_are_not_scored(
     other = replace(bench, output=bench.output.with_name("other"))
     other.autointerp({"ours": sae}, [8], new_judge(server, other), LATENTS)
 
-    rest = read(other, "autointerp/ours_k_8")["eval_result_unstructured"]
+    rest = load_result(other, "autointerp/ours_k_8")["eval_result_unstructured"]
     assert len(rest) == len(whole) - len(same)
     assert f"{len(same)} answers were no list of numbers" in capsys.readouterr().out
     server.answers["fires on"] = "I cannot tell."
@@ -277,7 +279,9 @@ def test_one_feature_has_a_score_without_a_spread(
 ) -> None:
     bench.autointerp({"ours": sae}, [8], new_judge(server, bench), 1)
 
-    metrics = read(bench, "autointerp/ours_k_8")["eval_result_metrics"]["autointerp"]
+    metrics = load_result(bench, "autointerp/ours_k_8")["eval_result_metrics"][
+        "autointerp"
+    ]
     assert metrics["autointerp_std_dev"] == 0
     assert 0 <= metrics["autointerp_score"] <= 1
 
@@ -312,13 +316,13 @@ def test_results_are_made_once_and_whole(
     monkeypatch.undo()
 
     bench.core({"ours": sae}, [2])
-    first = read(bench, "core/ours_k_2")
+    first = load_result(bench, "core/ours_k_2")
     bench.core({"ours": sae}, KS)
     assert "ours_k_2_eval_results.json is there already" in capsys.readouterr().out
 
-    assert read(bench, "core/ours_k_2") == first
+    assert load_result(bench, "core/ours_k_2") == first
     replace(bench, force=True).core({"ours": sae}, [2])
-    again = read(bench, "core/ours_k_2")
+    again = load_result(bench, "core/ours_k_2")
     assert again["eval_id"] != first["eval_id"]
     assert again["eval_result_metrics"] == first["eval_result_metrics"]
     with pytest.raises(ValueError, match="ks must be"):
@@ -357,7 +361,7 @@ def test_sparse_probing_takes_local_datasets(
 
     bench.sparse_probing({"ours": sae}, KS, ["fancyzhx/ag_news"], **sizes)
 
-    results = [read(bench, f"sparse_probing/ours_k_{k}") for k in KS]
+    results = [load_result(bench, f"sparse_probing/ours_k_{k}") for k in KS]
     metrics = [result["eval_result_metrics"] for result in results]
     assert metrics[0]["llm"] == metrics[1]["llm"]
     for found in metrics:
