@@ -28,8 +28,8 @@ from sae_lens_hierarchical import (
 )
 from sae_lens_hierarchical.data import (
     BUNDLED_HOOK_NAME,
+    load_bundled_dataset,
     load_bundled_model,
-    load_bundled_text,
 )
 from sae_lens_hierarchical.ops import encode_topk, stable_topk
 
@@ -68,7 +68,7 @@ def main() -> None:
 def _activations(split: Any, tokens: int) -> Tensor:
     model = load_bundled_model()
     found, count = [], 0
-    for document in load_bundled_text(split)["text"]:
+    for document in load_bundled_dataset(split)["text"]:
         ids = model.to_tokens(document, truncate=False)[0]
         for context in ids[: len(ids) // 128 * 128].view(-1, 128).split(16):
             _, cache = model.run_with_cache(

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from sae_lens import ActivationsStore, HookedSAETransformer, logger
 
-from sae_lens_hierarchical.eval.checkpoints import sweep_store
+from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable
 from sae_lens_hierarchical.loading import load_saes
 from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from sae_lens import ActivationsStore, TrainingSAEConfig
 
-from sae_lens_hierarchical.data import load_bundled_model, load_bundled_text
-from sae_lens_hierarchical.eval.checkpoints import sweep_store
+from sae_lens_hierarchical.data import load_bundled_dataset, load_bundled_model
+from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.figures import write_figures
 from sae_lens_hierarchical.loading import load_saes
@@ -58,11 +58,11 @@ def quickstart(
     configs |= {f"TopK-{k}": plain_topk(cfg.sae, k) for k in FIXED_KS}
     runner_cfg = multi_sae_config(cfg, configs, output / "saes")
     with small_run():
-        text = load_bundled_text("train")
+        text = load_bundled_dataset("train")
         runner = MultiSAERunner(runner_cfg, text, model)
         runner.run()
         saes = load_saes({name: output / "saes" / name for name in configs})
-        text = load_bundled_text("held_out")
+        text = load_bundled_dataset("held_out")
         table = sweep_store(
             saes,
             ActivationsStore.from_sae(model, saes[OURS], text, streaming=False),

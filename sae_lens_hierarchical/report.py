@@ -49,7 +49,7 @@ def terminal_table(table: MetricsTable, ks: Collection[int]) -> Table:
     tokens = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     columns = ("SAE", "k", "EV", "FVU", "CE recovered", "dead")
     caption = (
-        "EV: explained variance. FVU: unexplained variance. CE recovered: of the loss "
+        "EV: explained variance. FVU: 1 - EV. CE recovered: of the loss "
         "that zeros in place of the activations cost. dead: features never active, on "
         f"{tokens} tokens."
     )

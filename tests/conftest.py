@@ -31,8 +31,8 @@ from sae_lens_hierarchical import (
 from sae_lens_hierarchical.data import (
     BUNDLED_HOOK_NAME,
     BUNDLED_MODEL_NAME,
+    load_bundled_dataset,
     load_bundled_model,
-    load_bundled_text,
 )
 from sae_lens_hierarchical.eval.table import BudgetMetrics
 from tests.hub_server import HubServer
@@ -55,7 +55,7 @@ def make_metrics(k: int, explained_variance: float, **changes: Any) -> BudgetMet
         "ce_tokens": 500,
         "l0": k - 0.5,
         "explained_variance": explained_variance,
-        "fvu": 0.2,
+        "fvu_centered": 0.8 * (1 - explained_variance),
         "mse": 1.5,
         "cosine_similarity": 0.9,
         "ce_loss_score": 0.3,
@@ -83,7 +83,7 @@ def make_crude_sae(
     metadata = sae.cfg.metadata
     metadata.model_name, metadata.hook_name = BUNDLED_MODEL_NAME, BUNDLED_HOOK_NAME
     metadata.context_size, metadata.prepend_bos = 32, True
-    tokens = model.to_tokens(load_bundled_text("train")[0]["text"])[:, :100]
+    tokens = model.to_tokens(load_bundled_dataset("train")[0]["text"])[:, :100]
     _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
     x = cache[BUNDLED_HOOK_NAME][0, 1:97]
     with torch.no_grad():
@@ -106,7 +106,7 @@ def model() -> HookedSAETransformer:
 
 @pytest.fixture(scope="session")
 def text() -> Dataset:
-    return load_bundled_text("train").select(range(40))
+    return load_bundled_dataset("train").select(range(40))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
-from sae_lens_hierarchical.data import load_bundled_text
+from sae_lens_hierarchical.data import load_bundled_dataset
 
 HOOKS = {
     "AutoModelForCausalLM": "transformer.h.0",
@@ -33,7 +33,7 @@ class Stranger:
         GPT2LMHeadModel(config).save_pretrained(self.model)
         tokenizer.save_pretrained(self.model)
         self.text.mkdir()
-        text = load_bundled_text("held_out").select(range(4))
+        text = load_bundled_dataset("held_out").select(range(4))
         text.to_json(self.text / "train.jsonl")
         self.save_sae()
 

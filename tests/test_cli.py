@@ -121,7 +121,7 @@ def test_sweep_measures_any_saes(
         "path": str(tmp_path / "ours"),
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
-    assert table.provenance["text"] == "bundled, held out"
+    assert table.provenance["dataset"] == "bundled, held out"
     assert (output / "figures" / "figure_3.png").read_bytes().startswith(b"\x89PNG")
     assert "figures/figures.html" in capsys.readouterr().out.replace("\n", "")
     for bad, message in {

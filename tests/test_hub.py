@@ -157,7 +157,7 @@ def test_card_tells_what_the_checkpoint_knows() -> None:
     assert (
         "| k | explained variance | FVU | CE loss recovered | dead features |" in card
     )
-    assert "| 4 | 0.400 | 0.200 | 0.300 | 4 |" in card
+    assert "| 4 | 0.400 | 0.600 | 0.300 | 4 |" in card
     assert "import sae_lens_hierarchical" in card
     assert 'SAE.from_pretrained("user/repo", "layer")' in card
     assert CITATION in card

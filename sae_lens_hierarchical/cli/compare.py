@@ -48,7 +48,7 @@ def add_parser(commands: Subparsers) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.comparison import compare
-    from sae_lens_hierarchical.data import load_bundled_model, load_bundled_text
+    from sae_lens_hierarchical.data import load_bundled_dataset, load_bundled_model
     from sae_lens_hierarchical.training.presets import BUNDLED, preset_fields, small_run
 
     fields = preset_fields(options.preset, options.training_tokens)
@@ -58,8 +58,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             fields |= {"log_to_wandb": False}
             stack.enter_context(small_run())
             data = {
-                "text": load_bundled_text("train"),
-                "held_out": load_bundled_text("held_out"),
+                "text": load_bundled_dataset("train"),
+                "held_out": load_bundled_dataset("held_out"),
             }
         else:
             # SAELens keeps them all, and one has every SAE with its optimizer's state.

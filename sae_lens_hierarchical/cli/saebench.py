@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     from rich.console import Console
 
     from sae_lens_hierarchical.saebench.checkpoints import saebench_checkpoints
-    from sae_lens_hierarchical.saebench.results import bench_table, read_results
+    from sae_lens_hierarchical.saebench.results import read_results, results_table
 
     judge = None
     if options.judge_model is not None:
@@ -114,6 +114,6 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         force=options.force,
         trust_remote_code=options.trust_remote_code,
     )
-    Console().print(bench_table(read_results(options.output)))
+    Console().print(results_table(read_results(options.output)))
     print(options.output)
     return 0

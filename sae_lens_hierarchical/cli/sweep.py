@@ -54,7 +54,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace, _rest: list[str]) -> int:
     """Run the command."""
-    from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
+    from sae_lens_hierarchical.eval.folders import sweep_checkpoints
 
     options.output.mkdir(parents=True, exist_ok=True)
     table = sweep_checkpoints(

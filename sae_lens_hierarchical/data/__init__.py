@@ -23,8 +23,8 @@ __all__ = [
     "BUNDLED_DATASET_NAME",
     "BUNDLED_HOOK_NAME",
     "BUNDLED_MODEL_NAME",
+    "load_bundled_dataset",
     "load_bundled_model",
-    "load_bundled_text",
 ]
 
 BUNDLED_MODEL_NAME = "sae-lens-hierarchical/bundled"
@@ -68,7 +68,7 @@ def load_bundled_model(device: str = "cpu") -> HookedSAETransformer:
     return model.eval().requires_grad_(False)
 
 
-def load_bundled_text(split: Split) -> Dataset:
+def load_bundled_dataset(split: Split) -> Dataset:
     """Load the bundled English text.
 
     Args:

@@ -1,1 +1,1 @@
-"""Measures of trained SAEs at every k."""
+"""Evaluation of trained SAEs at every k."""

@@ -1,11 +1,10 @@
-"""How good SAEs are at each k: many SAEs and budgets from one stream of activations."""
+"""Evaluates many SAEs at every k on one stream of activations."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ from sae_lens import SAE
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from sae_lens_hierarchical.eval.model_run import ModelRun, Site
-from sae_lens_hierarchical.eval.readings import Reader
-from sae_lens_hierarchical.eval.statistics import Moments, Outputs
+from sae_lens_hierarchical.eval.inference_modes import InferenceModes
+from sae_lens_hierarchical.eval.splicing import HookLocation, SplicedModel
+from sae_lens_hierarchical.eval.statistics import ModeStatistics, RunningMoments
 from sae_lens_hierarchical.eval.table import BudgetMetrics
 
 __all__ = ["ALMOST_DEAD_FREQUENCY", "sweep"]
@@ -37,85 +36,74 @@ def sweep(
     jumprelu: bool = False,
     progress: Callable[[], object] | None = None,
 ) -> list[BudgetMetrics]:
-    """Measure SAEs at each k on the same tokens.
+    """Evaluate SAEs at each k on the same tokens.
 
     The model runs once a batch, each SAE encodes it once for all k, and the memory that
     statistics take does not grow with the tokens. Special tokens (BOS and the like),
-    and positions and tokens that a SAE was not trained on (``seqpos_slice`` and a list
+    and positions and tokens that an SAE was not trained on (``seqpos_slice`` and a list
     of ``exclude_special_tokens`` in its metadata), keep their own activations and are
-    not counted.
+    not evaluated.
 
-    Every SAE is read by its k largest features. Of a JumpReLU, gated or standard SAE
-    these are the largest of those that it lets through; the one threshold of a
-    BatchTopK or Matryoshka SAE stands for the k that it was trained at, and does not
-    bound others. These SAEs are measured as they are as well.
+    Every SAE is evaluated with the k largest features of each token. Those of a
+    JumpReLU, gated or standard SAE are the largest of its active features; the one
+    threshold of a BatchTopK or Matryoshka SAE stands for the k that it was trained at,
+    and does not bound others. These SAEs are evaluated as they are, too.
 
     Args:
         saes: HierarchicalTopK, TopK, JumpReLU, gated or standard SAEs by name; their
             metadata name the hook.
         model: The language model that they were trained on.
         batches: Contexts, [n, context], int64, such as ``tokens.split(16)``.
-        ks: Strictly increasing numbers of features. Each SAE is also read at the k that
-            it was trained at, which the paper's figures mark.
+        ks: Strictly increasing numbers of features. Each SAE is also evaluated at the
+            k that it was trained at, which the paper's figures mark.
         ce_batches: On how many of the batches, the first ones, to run the model with
             each SAE's output for each k, which takes most of the time; default all.
-        jumprelu: Whether to read HierarchicalTopK, TopK and BatchTopK SAEs by a
-            threshold as well (B.5), at every k up to the one they were trained at. For
-            all but HierarchicalTopK SAEs, which were trained with thresholds, the first
-            65,536 tokens set them.
+        jumprelu: Whether to evaluate HierarchicalTopK, TopK and BatchTopK SAEs with one
+            threshold for all features as well (B.5), at every k up to the one they were
+            trained at. HierarchicalTopK SAEs were trained with thresholds; those of the
+            others are calibrated on the first 65,536 tokens.
         progress: Called after each batch of each SAE.
 
     Returns:
         For each SAE its metrics by activation and ascending k.
 
     Raises:
-        ValueError: If ``ks`` does not fit, a SAE is of another kind, or there are no
-            tokens to measure one on.
+        ValueError: If ``ks`` does not fit, an SAE is of another kind, or there are no
+            tokens to evaluate one on.
     """
-    subjects = [_Subject(name, sae, ks) for name, sae in saes.items()]
-    for subject in subjects:
-        if (hook_name := subject.site.hook_name) not in model.hook_dict:
+    evaluations = [_Evaluation(name, sae, ks) for name, sae in saes.items()]
+    for one in evaluations:
+        if (hook_name := one.location.hook_name) not in model.hook_dict:
             raise ValueError(
-                f"{subject.name}'s hook_name {hook_name!r} is no hook of the model"
+                f"{one.name}'s hook_name {hook_name!r} is no hook of the model"
             )
-    inputs = {subject.site: Moments(subject.sae.cfg.d_in) for subject in subjects}
+    inputs = {one.location: _Inputs(one.sae.cfg.d_in) for one in evaluations}
     if jumprelu:
         first, batches = _split(batches, THRESHOLD_TOKENS)
-        x = [ModelRun(model, batch, inputs, to_logits=False).x for batch in first]
-        for subject in subjects:
-            subject.reader.calibrate(one[subject.site] for one in x)
+        x = [SplicedModel(model, batch, inputs, to_logits=False).x for batch in first]
+        for one in evaluations:
+            one.modes.calibrate(by_location[one.location] for by_location in x)
         del x
         batches = itertools.chain(first, batches)
-    totals = {site: _Totals() for site in inputs}
     for n, batch in enumerate(batches):
-        with_model = ce_batches is None or n < ce_batches
-        run = ModelRun(model, batch, inputs, to_logits=with_model)
-        for subject in subjects:
-            subject.check_d_in(run)
-        for site, x in run.x.items():
-            inputs[site].add(x)
-            totals[site].excluded_tokens += batch.numel() - len(x)
-            if run.clean is not None:
-                zeroed = run.logits(site, torch.zeros_like(x))
-                totals[site].loss_zeroed += run.loss_and_kl_div(site, zeroed)[0]
-                totals[site].loss_clean += run.loss_and_kl_div(site, run.clean)[0]
-                totals[site].ce_tokens += len(x)
-        for subject in subjects:
-            subject.add(run, jumprelu=jumprelu)
+        to_logits = ce_batches is None or n < ce_batches
+        spliced = SplicedModel(model, batch, inputs, to_logits=to_logits)
+        for one in evaluations:
+            one.check_d_in(spliced)
+        for location, at in inputs.items():
+            at.add(spliced, location)
+        for one in evaluations:
+            one.add(spliced, jumprelu=jumprelu)
             if progress is not None:
                 progress()
-    for subject in subjects:
-        if not inputs[subject.site].count:
+    for one in evaluations:
+        if not inputs[one.location].x.count:
             raise ValueError(
                 "batches must hold tokens that are not special and that "
-                f"{subject.name} was trained on (seqpos_slice, exclude_special_tokens)"
+                f"{one.name} was trained on (seqpos_slice, exclude_special_tokens)"
                 ", and have none"
             )
-    return [
-        row
-        for subject in subjects
-        for row in subject.rows(inputs[subject.site], totals[subject.site])
-    ]
+    return [row for one in evaluations for row in one.rows(inputs[one.location])]
 
 
 def _split(
@@ -129,79 +117,99 @@ def _split(
     return first, rest
 
 
-@dataclass
-class _Totals:
-    """What is summed over the batches of one site, besides its activations."""
+class _Inputs:
+    """Running statistics of the model's own activations at one location.
 
-    excluded_tokens: int = 0
-    ce_tokens: int = 0
-    loss_clean: float = 0.0
-    loss_zeroed: float = 0.0
+    Attributes:
+        x: The moments of the activations.
+        excluded_tokens: How many tokens were not evaluated.
+        ce_tokens: On how many the model was run to its logits.
+        loss_clean: Their summed next-token loss, nats.
+        loss_zeroed: The same with zeros in place of the activations.
+    """
+
+    def __init__(self, d_in: int) -> None:
+        self.x = RunningMoments(d_in)
+        self.excluded_tokens = self.ce_tokens = 0
+        self.loss_clean = self.loss_zeroed = 0.0
+
+    def add(self, spliced: SplicedModel, location: HookLocation) -> None:
+        x = spliced.x[location]
+        self.x.add(x)
+        self.excluded_tokens += spliced.batch.numel() - len(x)
+        if spliced.clean_logits is not None:
+            zeroed = spliced.logits(location, torch.zeros_like(x))
+            self.loss_zeroed += spliced.loss_and_kl_div(location, zeroed)[0]
+            clean = spliced.clean_logits
+            self.loss_clean += spliced.loss_and_kl_div(location, clean)[0]
+            self.ce_tokens += len(x)
 
 
-class _Subject:
-    """A SAE under measurement."""
+class _Evaluation:
+    """The evaluation of one SAE in all its inference modes."""
 
     def __init__(self, name: str, sae: SAE[Any], ks: Sequence[int]) -> None:
         self.name, self.sae = name, sae
-        self.site = Site.of(sae)
-        self.reader = Reader(sae, ks)
-        self.outputs: dict[tuple[str, int | None], Outputs] = {}
+        self.location = HookLocation.of(sae)
+        self.modes = InferenceModes(sae, ks)
+        self.statistics: dict[tuple[str, int | None], ModeStatistics] = {}
 
-    def check_d_in(self, run: ModelRun) -> None:
-        width, d_in = run.x[self.site].shape[1], self.sae.cfg.d_in
+    def check_d_in(self, spliced: SplicedModel) -> None:
+        width, d_in = spliced.x[self.location].shape[1], self.sae.cfg.d_in
         if width != d_in:
             raise ValueError(
-                f"{self.name} has d_in = {d_in}, but {self.site.hook_name} is {width} "
-                "wide"
+                f"{self.name} has d_in = {d_in}, but {self.location.hook_name} is "
+                f"{width} wide"
             )
 
-    def add(self, run: ModelRun, *, jumprelu: bool) -> None:
-        activations = run.x[self.site]
+    def add(self, spliced: SplicedModel, *, jumprelu: bool) -> None:
+        activations = spliced.x[self.location]
         x = activations.to(self.sae.W_dec)
-        for activation, k, x_hat, *sums in self.reader.read(x, jumprelu=jumprelu):
-            empty = Outputs(self.sae.cfg.d_in, self.sae.cfg.d_sae)
-            outputs = self.outputs.setdefault((activation, k), empty)
-            outputs.add(activations.to(x_hat.device).float(), x_hat.float(), *sums)
-            if run.clean is not None:
-                logits = run.logits(self.site, x_hat)
-                loss, kl_div = run.loss_and_kl_div(self.site, logits)
-                outputs.loss += loss
-                outputs.kl_div += kl_div
+        for activation, k, x_hat, *sums in self.modes.run(x, jumprelu=jumprelu):
+            empty = ModeStatistics(self.sae.cfg.d_in, self.sae.cfg.d_sae)
+            statistics = self.statistics.setdefault((activation, k), empty)
+            statistics.add(activations.to(x_hat.device).float(), x_hat.float(), *sums)
+            if spliced.clean_logits is not None:
+                logits = spliced.logits(self.location, x_hat)
+                loss, kl_div = spliced.loss_and_kl_div(self.location, logits)
+                statistics.loss += loss
+                statistics.kl_div += kl_div
 
-    def rows(self, inputs: Moments, totals: _Totals) -> Iterator[BudgetMetrics]:
-        tokens, variance = inputs.count, inputs.variance()
-        ce_tokens = totals.ce_tokens
-        to_win = totals.loss_zeroed - totals.loss_clean
-        trained_k = self.reader.trained_k
+    def rows(self, inputs: _Inputs) -> Iterator[BudgetMetrics]:
+        tokens, variance = inputs.x.count, inputs.x.variance()
+        ce_tokens = inputs.ce_tokens
+        recoverable = inputs.loss_zeroed - inputs.loss_clean
+        trained_k = self.modes.trained_k
         if trained_k is None:
-            trained_k = round(int(self.outputs["own", None].firings.sum()) / tokens)
-        cosines = self.reader.cosines.mean().float().numpy()
-        for (activation, k), outputs in self.outputs.items():
-            firings = outputs.firings
-            won_back = totals.loss_zeroed - outputs.loss
+            firings = self.statistics["own", None].firings
+            trained_k = round(int(firings.sum()) / tokens)
+        cosines = self.modes.cosines.mean().float().numpy()
+        for (activation, k), statistics in self.statistics.items():
+            firings, mse = statistics.firings, statistics.error.mean_square()
+            recovered = inputs.loss_zeroed - statistics.loss
+            squared_acts = statistics.squared_acts / firings
             yield BudgetMetrics(
                 sae=self.name,
-                architecture=self.reader.architecture,
+                architecture=self.modes.architecture,
                 trained_k=trained_k,
                 activation=activation,
                 k=trained_k if k is None else k,
                 tokens=tokens,
                 ce_tokens=ce_tokens,
-                excluded_tokens=totals.excluded_tokens,
+                excluded_tokens=inputs.excluded_tokens,
                 l0=int(firings.sum()) / tokens,
-                explained_variance=1 - outputs.error.mean_square() / variance,
-                fvu=outputs.error.variance() / variance,
-                mse=outputs.error.mean_square(),
-                cosine_similarity=outputs.cosine / tokens,
-                ce_loss_score=won_back / to_win if to_win else math.nan,
-                kl_div=outputs.kl_div / ce_tokens if ce_tokens else math.nan,
+                explained_variance=1 - mse / variance,
+                fvu_centered=statistics.error.variance() / variance,
+                mse=mse,
+                cosine_similarity=statistics.cosine / tokens,
+                ce_loss_score=recovered / recoverable if recoverable else math.nan,
+                kl_div=statistics.kl_div / ce_tokens if ce_tokens else math.nan,
                 dead_features=int((firings == 0).sum()),
                 almost_dead_features=int(
                     (firings < ALMOST_DEAD_FREQUENCY * tokens).sum()
                 ),
                 frequency=(firings / tokens).float().numpy(),
-                mean_squared_activation=(outputs.squares / firings).float().numpy(),
+                mean_squared_activation=squared_acts.float().numpy(),
                 cosine_to_next=cosines[: k - 1]
                 if activation == "topk" and k is not None
                 else _EMPTY,

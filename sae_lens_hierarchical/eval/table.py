@@ -1,4 +1,4 @@
-"""One tidy table of what SAEs do: a row for each SAE, way of reading it and k."""
+"""The table of metrics: a row for each SAE, inference mode and k."""
 
 from __future__ import annotations
 
@@ -22,33 +22,46 @@ _PROVENANCE = b"sae_lens_hierarchical"
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetMetrics:
-    """What one SAE does at one k, over the tokens that it was trained for.
+    """Metrics of one SAE in one inference mode at one k.
 
-    These are all but the special ones and those that its metadata exclude.
+    They are over the tokens that it was trained for: all but the special ones and those
+    that its metadata exclude. A variance is the total variance, summed over d_in, of
+    all these tokens together.
+
+    ``explained_variance`` is the headline; it and ``fvu`` add up to 1. The paper's FVU
+    is centered: it leaves out the mean error, whose share is ``bias``, so that
+    ``fvu = fvu_centered + bias``. What others call by these names:
+
+    - SAELens's ``explained_variance`` is ours. Its ``explained_variance_legacy`` is the
+      mean over tokens of 1 - ‖x - x̂‖² / ‖x - E x‖².
+    - The paper's FVU (§3.1) is ``fvu_centered``.
+    - dictionary_learning's ``frac_variance_explained`` is 1 - ``fvu_centered``.
+    - SAEBench's ``explained_variance`` (0.6) is like ours, but takes for Var(x) not
+      E‖x‖² - ‖E x‖² but E‖x‖² - (E‖x‖² / d_in)²: compare it with nothing.
 
     Attributes:
         sae: The SAE's name.
         architecture: ``hierarchical_topk``, ``topk``, ``jumprelu``, ``gated``,
             ``standard``; ``batchtopk`` for JumpReLU SAEs with one threshold for all
             features, as BatchTopK and Matryoshka SAEs are once trained.
-        trained_k: The k that a SAE was trained at: K for HierarchicalTopK. For a SAE
+        trained_k: The k that the SAE was trained at: K for HierarchicalTopK. For an SAE
             that has no k, ``trained_k`` in its metadata (``compare`` notes it for
-            BatchTopK), or else its own mean l0, rounded.
-        activation: How it was read. ``topk``: the k largest features of each token.
+            BatchTopK), or else its own L0, rounded.
+        activation: The inference mode. ``topk``: the k largest features of each token.
             ``jumprelu``: all features above a threshold that k exceed on average (B.5).
-            ``own``: as a SAE without k is by itself, with ``k`` = ``trained_k``.
+            ``own``: as an SAE without k is by itself, with ``k`` = ``trained_k``.
         k: The number of features.
-        tokens: How many tokens were measured.
+        tokens: How many tokens it was evaluated on.
         ce_tokens: How many of them the model was run on for the next two metrics; 0
             where it was on none, and those are NaN.
-        excluded_tokens: How many more were in the same contexts and not measured; None
+        excluded_tokens: How many more were in the same contexts and left out; None
             in tables of a version that did not count them.
-        ce_loss_score: How much of the cross-entropy loss that zeros in place of the
-            activations cost is won back by x̂: 1 is all of it.
+        ce_loss_score: The fraction of the cross-entropy loss that x̂ recovers of what
+            zeros in place of the activations cost: 1 is all of it.
         kl_div: KL of the model's next-token distribution with x̂ from that with x, nats.
-        l0: The mean number of active features (§3.1).
-        explained_variance: 1 - E‖x - x̂‖² / Var(x), as SAELens has it.
-        fvu: Var(x - x̂) / Var(x) (§3.1).
+        l0: L0, the mean number of active features of a token (§3.1).
+        explained_variance: 1 - E‖x - x̂‖² / Var(x).
+        fvu_centered: Var(x - x̂) / Var(x), the paper's FVU (§3.1).
         mse: E‖x - x̂‖², summed over d_in.
         cosine_similarity: The mean cosine of x and x̂.
         dead_features: Features that were active on no token.
@@ -74,7 +87,7 @@ class BudgetMetrics:
     ce_tokens: int
     l0: float
     explained_variance: float
-    fvu: float
+    fvu_centered: float
     mse: float
     cosine_similarity: float
     ce_loss_score: float
@@ -87,6 +100,16 @@ class BudgetMetrics:
     excluded_tokens: int | None = None
 
     @property
+    def fvu(self) -> float:
+        """The fraction of variance unexplained: 1 - ``explained_variance``."""
+        return 1 - self.explained_variance
+
+    @property
+    def bias(self) -> float:
+        """‖E(x - x̂)‖² / Var(x), which ``fvu_centered`` does not count."""
+        return self.fvu - self.fvu_centered
+
+    @property
     def ours(self) -> bool:
         """Whether the SAE is a HierarchicalTopK one, trained at every k."""
         return self.architecture == OURS
@@ -94,16 +117,20 @@ class BudgetMetrics:
 
 _SERIES = ("frequency", "mean_squared_activation", "cosine_to_next")
 _COLUMNS = tuple(f.name for f in fields(BudgetMetrics))
+# Files have the properties too, beside what they follow from.
+_WRITTEN = list(_COLUMNS)
+_WRITTEN.insert(_WRITTEN.index("fvu_centered"), "fvu")
+_WRITTEN.insert(_WRITTEN.index("fvu_centered") + 1, "bias")
 _REQUIRED = {f.name for f in fields(BudgetMetrics) if f.default is MISSING}
 
 
 @dataclass(frozen=True)
 class MetricsTable:
-    """Rows, and where they come from.
+    """Metrics of SAEs at many k, and where they come from.
 
     Attributes:
         rows: In the order of SAEs, then activations, then k.
-        provenance: What can be written as JSON: versions, model, data, checkpoints.
+        provenance: What can be written as JSON: versions, model, dataset, checkpoints.
     """
 
     rows: list[BudgetMetrics]
@@ -123,17 +150,17 @@ class MetricsTable:
 
 
 def write_table(path: Path, table: MetricsTable) -> None:
-    """Write a table as parquet, with its provenance.
+    """Write a table as parquet, with its provenance, and as CSV.
 
-    Beside it, a CSV file of the same name gets all columns but those that hold a value
-    for each feature or rank.
+    The CSV file, of the same name beside it, has all columns but those that hold a
+    value for each feature or rank.
     """
-    columns = {name: [getattr(row, name) for row in table.rows] for name in _COLUMNS}
+    columns = {name: [getattr(row, name) for row in table.rows] for name in _WRITTEN}
     arrow = pa.table(columns).replace_schema_metadata(
         {_PROVENANCE: json.dumps(table.provenance)}
     )
     pq.write_table(arrow, path, compression="zstd")
-    plain = [name for name in _COLUMNS if name not in _SERIES]
+    plain = [name for name in _WRITTEN if name not in _SERIES]
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(plain)
@@ -141,7 +168,9 @@ def write_table(path: Path, table: MetricsTable) -> None:
 
 
 def read_table(path: Path) -> MetricsTable:
-    """Read what ``write_table`` wrote, from the parquet file.
+    """Read a table that ``write_table`` wrote, from its parquet file.
+
+    Tables of before ``fvu_centered`` had it in the column ``fvu``; they are converted.
 
     Raises:
         ValueError: If it is no such file, or a column is missing, naming it.
@@ -150,6 +179,9 @@ def read_table(path: Path) -> MetricsTable:
         arrow = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no parquet file: {error}") from error
+    if "fvu_centered" not in arrow.column_names:
+        names = ["fvu_centered" if n == "fvu" else n for n in arrow.column_names]
+        arrow = arrow.rename_columns(names)
     if missing := _REQUIRED - set(arrow.column_names):
         raise ValueError(f"{path} lacks the columns {sorted(missing)}")
     found = [name for name in _COLUMNS if name in arrow.column_names]

@@ -1,4 +1,4 @@
-"""Figures, panels and series from rows of a table."""
+"""Builds figures, panels and series from rows of a table."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def curve(
     *,
     x: str = "k",
 ) -> Series:
-    """Return a metric of rows, with markers where a SAE is at its one trained k.
+    """Return a line of a metric, with markers where an SAE is at its one trained k.
 
-    A row alone has one too: of a line nothing would be seen.
+    A row alone has a marker too: of its line nothing would be seen.
     """
     return Series(
         label=label,
@@ -54,7 +54,7 @@ def difference(
     style: Style,
     label: str,
 ) -> Series:
-    """Return how much more of a metric each row has than its base."""
+    """Return a line of how much larger a metric is in each row than in its base."""
     more, less = (curve(side, metric, style, label) for side in (rows, bases))
     return replace(more, y=tuple(a - b for a, b in zip(more.y, less.y, strict=True)))
 

@@ -1,4 +1,4 @@
-"""Figures and numbers as one interactive HTML page."""
+"""Writes figures and numbers as one interactive HTML page."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
-from sae_lens_hierarchical.figures.interactive import plot_json
-from sae_lens_hierarchical.figures.paper import table_2
+from sae_lens_hierarchical.figures.paper import (
+    CENTERED_FVU_DEFINITION,
+    EV_DEFINITION,
+    table_2,
+)
+from sae_lens_hierarchical.figures.plotly import plot_json
 from sae_lens_hierarchical.figures.spec import Figure, Series
 
 __all__ = ["html_page"]
@@ -21,11 +25,13 @@ _COLUMNS = {
     "SAE": "sae",
     "architecture": "architecture",
     "trained k": "trained_k",
-    "read by": "activation",
+    "inference mode": "activation",
     "k": "k",
-    "ℓ₀": "l0",
+    "L0": "l0",
     "explained variance": "explained_variance",
     "FVU": "fvu",
+    "centered FVU": "fvu_centered",
+    "bias": "bias",
     "cosine": "cosine_similarity",
     "CE loss recovered": "ce_loss_score",
     "KL": "kl_div",
@@ -33,7 +39,7 @@ _COLUMNS = {
     "almost dead": "almost_dead_features",
     "tokens": "tokens",
 }
-_TABLE_2_COLUMNS = ("SAE", "trained k", "k", "explained variance")
+_TABLE_2_COLUMNS = ("SAE", "trained k", "k", "explained variance", "centered FVU")
 
 _MARKERS = {
     "circle": "●",
@@ -94,7 +100,7 @@ for (const button of document.querySelectorAll(".legend button")) {
 
 
 def html_page(title: str, figures: Sequence[Figure], table: MetricsTable) -> str:
-    """Return a page with figures, table 2, all numbers and where they come from.
+    """Return an HTML page of figures, table 2, all metrics and where they come from.
 
     It holds all that it needs, plotly.js too (5 MB), and so works without a network.
     """
@@ -115,7 +121,8 @@ a double click zooms out.</p>
 <nav>{links}</nav>
 {"".join(map(_figure, figures))}
 {_table_2(table)}
-<h2>All numbers</h2>
+<h2>All metrics</h2>
+<p>{EV_DEFINITION} FVU: 1 - EV. {CENTERED_FVU_DEFINITION}</p>
 <details><summary>{len(table.rows):,} rows</summary>
 <div class="scroll">{_table(table.rows, _COLUMNS)}</div></details>
 <h2>Where they come from</h2>
@@ -164,7 +171,9 @@ def _table_2(table: MetricsTable) -> str:
     if not rows:
         return ""
     columns = {name: _COLUMNS[name] for name in _TABLE_2_COLUMNS}
-    return f"<h2>Table 2. The largest one and two features</h2>{_table(rows, columns)}"
+    return f"""<h2>Table 2. The largest one and two features</h2>
+<p>{EV_DEFINITION} {CENTERED_FVU_DEFINITION}</p>
+<div class="scroll">{_table(rows, columns)}</div>"""
 
 
 def _table(rows: Iterable[BudgetMetrics], columns: dict[str, str]) -> str:

@@ -40,7 +40,7 @@ def family_style(architecture: str) -> Style:
 def sae_styles(table: MetricsTable) -> dict[str, Style]:
     """Return the look of each SAE: its architecture's, in shades of its colour.
 
-    The colour itself has the SAE that stands for its architecture (``compared``).
+    The SAE that stands for its architecture (``compared``) has the colour itself.
     """
     groups = {OURS: ours(table)}
     for architecture, saes in families(table).items():

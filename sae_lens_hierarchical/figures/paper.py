@@ -1,4 +1,4 @@
-"""What each of the paper's figures shows, from a table of metrics.
+"""Says what each of the paper's figures shows of a table of metrics.
 
 Where architectures are compared, the table's first HierarchicalTopK SAE stands for
 ours; figure 4 has all of them.
@@ -30,16 +30,18 @@ from sae_lens_hierarchical.figures.palette import (
     sae_styles,
 )
 from sae_lens_hierarchical.figures.select import (
-    at_home,
+    at_trained_k,
     compared,
     families,
     ours,
-    reading_pairs,
+    threshold_pairs,
     topk_rows,
 )
 from sae_lens_hierarchical.figures.spec import Figure, Panel, Series, Style
 
 __all__ = [
+    "CENTERED_FVU_DEFINITION",
+    "EV_DEFINITION",
     "Scores",
     "all_figures",
     "almost_dead",
@@ -54,13 +56,18 @@ __all__ = [
     "topk_and_jumprelu",
 ]
 
-# By a SAE's name and k; None for one that has no k and was read as it is.
+# By an SAE's name and k; None for one that has no k and was evaluated as it is.
 Scores = Mapping[tuple[str, int | None], float]
 
 _EV = "explained variance"
+EV_DEFINITION = "Explained variance (EV): 1 - E‖x - x̂‖² / Var(x)."
+CENTERED_FVU_DEFINITION = (
+    "Centered FVU, the paper's: Var(x - x̂) / Var(x). It leaves out the mean error, "
+    "the bias: EV + centered FVU + ‖E(x - x̂)‖² / Var(x) = 1."
+)
 _MARKER = (
-    "A marker is at the k that a SAE was trained for; beside the line, it is how the "
-    "SAE does with thresholds of its own."
+    "A marker is at the k that an SAE was trained for; beside the line, it is the SAE "
+    "with thresholds of its own."
 )
 _NEGATIVE = "Below 0, worse than the mean activation does, the scale is cut off."
 _BINS = 30
@@ -71,7 +78,7 @@ def all_figures(table: MetricsTable, scores: Scores | None = None) -> list[Figur
 
     Args:
         table: The metrics.
-        scores: AutoInterp scores for figure 6, by a SAE's name and k.
+        scores: AutoInterp scores for figure 6, by an SAE's name and k.
     """
     figures = [
         overview(table),
@@ -88,7 +95,7 @@ def all_figures(table: MetricsTable, scores: Scores | None = None) -> list[Figur
 
 
 def overview(table: MetricsTable) -> Figure:
-    """Explained variance, CE loss recovered and dead features of all SAEs at each k."""
+    """Return EV, CE loss recovered and dead features of every SAE at every k."""
     panels = []
     for metric, label in {
         "explained_variance": _EV,
@@ -101,18 +108,18 @@ def overview(table: MetricsTable) -> Figure:
     return Figure(
         "overview",
         "Every SAE at every k",
-        "Each SAE is read by the k largest features of a token. "
+        "Each SAE with the k largest features of a token. "
         f"{_MARKER} HierarchicalTopK has none: it was trained for all up to K. "
-        f"{_NEGATIVE}",
+        f"{EV_DEFINITION} {_NEGATIVE}",
         with_values(panels),
     )
 
 
 def pareto(table: MetricsTable) -> Figure | None:
-    """Figure 2: a HierarchicalTopK SAE, and others each at its own operating point."""
+    """Return figure 2: one HierarchicalTopK SAE, and others each at its trained k."""
     lines = {OURS: [row for sae in ours(table)[:1] for row in topk_rows(table, sae)]}
     for architecture, saes in families(table).items():
-        lines[architecture] = [row for sae in saes for row in at_home(table, sae)]
+        lines[architecture] = [row for sae in saes for row in at_trained_k(table, sae)]
 
     def curves(metric: str) -> list[Series]:
         return [
@@ -126,18 +133,18 @@ def pareto(table: MetricsTable) -> Figure | None:
             for architecture, rows in lines.items()
         ]
 
-    explained, unexplained = curves("explained_variance"), curves("fvu")
-    l0 = "ℓ₀, active features of a token"
+    explained, unexplained = curves("explained_variance"), curves("fvu_centered")
+    l0 = "L0, active features of a token"
     return nonempty_figure(
         "figure_2",
         "Figure 2. Pareto frontier",
         "One HierarchicalTopK SAE at every k, and SAEs that were each trained for one "
         "k, at that k (a marker each): TopK with its k largest features, the others "
-        "with their own thresholds.",
+        f"with their own thresholds. {EV_DEFINITION} {CENTERED_FVU_DEFINITION}",
         [
             log2_panel(_EV, explained, x_label=l0),
             log2_panel(
-                "variance left unexplained (FVU)",
+                "centered FVU",
                 unexplained,
                 x_label=l0,
                 y_ticks=decimal_ticks(unexplained),
@@ -147,7 +154,7 @@ def pareto(table: MetricsTable) -> Figure | None:
 
 
 def changing_k(table: MetricsTable) -> Figure | None:
-    """Figure 3: what SAEs trained for one k do at others, a panel for each family."""
+    """Return figure 3: SAEs trained for one k at others, a panel for each family."""
     lines = {
         family_name(architecture): _topk_curves(
             table, ours(table)[:1] + saes, "explained_variance"
@@ -158,9 +165,9 @@ def changing_k(table: MetricsTable) -> Figure | None:
     return nonempty_figure(
         "figure_3",
         "Figure 3. Changing k at inference",
-        "SAEs that were trained for one k, read at others, beside one HierarchicalTopK "
+        "SAEs that were trained for one k, at other k, beside one HierarchicalTopK "
         "SAE, which was trained for all k up to K and extrapolates beyond. "
-        f"{_MARKER} {_NEGATIVE}",
+        f"{_MARKER} {EV_DEFINITION} {_NEGATIVE}",
         [
             log2_panel(
                 _EV, series, title=title, y_limits=limits, x_mark=_largest_k(table)
@@ -171,7 +178,7 @@ def changing_k(table: MetricsTable) -> Figure | None:
 
 
 def pointwise_loss(table: MetricsTable) -> Figure | None:
-    """Figure 4: HierarchicalTopK SAEs, such as of several J_x, against each other."""
+    """Return figure 4: HierarchicalTopK SAEs against each other, such as some J_x."""
     saes = ours(table)
     if len(saes) < 2:
         return None
@@ -189,7 +196,7 @@ def pointwise_loss(table: MetricsTable) -> Figure | None:
         "Figure 4. Loss at fewer budgets",
         "HierarchicalTopK SAEs, such as ones that differ in the budgets that the loss "
         f"is taken at; J_x: at 1 and every x-th. On the right, the difference to "
-        f"{saes[0]}.",
+        f"{saes[0]}. {EV_DEFINITION}",
         [
             log2_panel(_EV, _topk_curves(table, saes, "explained_variance")),
             log2_panel(f"{_EV} less that of {saes[0]}", differences),
@@ -198,12 +205,13 @@ def pointwise_loss(table: MetricsTable) -> Figure | None:
 
 
 def almost_dead(table: MetricsTable) -> Figure | None:
-    """Figure 5: features active on less than one token in 10⁵."""
+    """Return figure 5: features active on less than one token in 10⁵."""
     metric = "almost_dead_features"
     series = _topk_curves(table, compared(table), metric)
     others = families(table)
     architecture = "batchtopk" if "batchtopk" in others else "topk"
-    own = [row for sae in others.get(architecture, []) for row in at_home(table, sae)]
+    saes = others.get(architecture, [])
+    own = [row for sae in saes for row in at_trained_k(table, sae)]
     series.append(curve(own, metric, OPTIMAL, "optimal scaling"))
     tokens = min((row.tokens for row in table.rows), default=0)
     optimal = (
@@ -221,7 +229,7 @@ def almost_dead(table: MetricsTable) -> Figure | None:
 
 
 def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
-    """Figure 6: how well features can be explained, by scores of each SAE and k."""
+    """Return figure 6: AutoInterp scores of each SAE and k."""
     trained_k = {row.sae: row.trained_k for row in table.rows}
     placed = {
         (sae, trained_k[sae] if k is None else k): score
@@ -254,13 +262,13 @@ def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
         "Figure 6. Interpretability",
         "AutoInterp's detection score: how often a language model tells from the "
         "explanation of a feature where it is active. SAEs that were trained for one k "
-        "are read at that k, or with their own thresholds.",
+        "are at that k, or have their own thresholds.",
         [log2_panel("AutoInterp score", series)],
     )
 
 
 def decoder_cosines(table: MetricsTable) -> Figure | None:
-    """Figure 8: how similar the decoder rows of a token's features are, in rank."""
+    """Return figure 8: the cosine of decoder rows of features next in rank."""
     styles = sae_styles(table)
     series = []
     for sae in compared(table):
@@ -286,8 +294,8 @@ def decoder_cosines(table: MetricsTable) -> Figure | None:
 
 
 def distributions(table: MetricsTable) -> Figure | None:
-    """Figure 9: how often, and how strongly, features are active."""
-    rows = [row for sae in compared(table) for row in at_home(table, sae)]
+    """Return figure 9: how often, and how strongly, features are active."""
+    rows = [row for sae in compared(table) for row in at_trained_k(table, sae)]
     panels = [
         Panel(
             x_label=label,
@@ -310,13 +318,13 @@ def distributions(table: MetricsTable) -> Figure | None:
 
 
 def topk_and_jumprelu(table: MetricsTable) -> Figure | None:
-    """Figure 10: a token's k largest features, or all above one threshold."""
+    """Return figure 10: a token's k largest features, or all above one threshold."""
     series = []
     for architecture, saes in {OURS: ours(table)[:1], **families(table)}.items():
-        pairs = [pair for sae in saes for pair in reading_pairs(table, sae)]
-        threshold, largest = ([pair[n] for pair in pairs] for n in (0, 1))
+        pairs = [pair for sae in saes for pair in threshold_pairs(table, sae)]
+        jumprelu, topk = ([pair[n] for pair in pairs] for n in (0, 1))
         style, name = family_style(architecture), family_name(architecture)
-        line = difference(threshold, largest, "explained_variance", style, name)
+        line = difference(jumprelu, topk, "explained_variance", style, name)
         marked = () if architecture == OURS else tuple(range(len(pairs)))
         series.append(replace(line, marked=marked))
     ks = [k for one in series for k in one.x]
@@ -327,15 +335,15 @@ def topk_and_jumprelu(table: MetricsTable) -> Figure | None:
     return nonempty_figure(
         "figure_10",
         "Figure 10. All features above a threshold",
-        "What it changes to read a SAE by all features above one threshold, k of them "
-        "on average, in place of the k largest of each token. SAEs that were trained "
-        "for one k are read at the measured k nearest to it.",
+        "The change from the k largest features of each token to all features above "
+        "one threshold, k of them on average. SAEs that were trained for one k are "
+        f"shown at the evaluated k nearest to it. {EV_DEFINITION}",
         [log2_panel(f"change of {_EV}", [unchanged, *series])],
     )
 
 
 def table_2(table: MetricsTable) -> list[BudgetMetrics]:
-    """Table 2: the rows at k = 1 and 2 of the SAEs of the largest trained k."""
+    """Return table 2: the rows at k = 1 and 2 of the SAEs of the largest trained k."""
     return [
         row
         for k in (1, 2)
@@ -346,17 +354,17 @@ def table_2(table: MetricsTable) -> list[BudgetMetrics]:
 
 
 def _topk_curves(table: MetricsTable, saes: Iterable[str], metric: str) -> list[Series]:
-    """Return a metric of SAEs read by their k largest features.
+    """Return lines of a metric of SAEs with the k largest features of each token.
 
-    Where one with thresholds of its own was not measured so at the k that it was
-    trained for, its marker shows how it does with those.
+    Where one with thresholds of its own was not evaluated so at the k that it was
+    trained for, its marker is at its metric with those.
     """
     styles = sae_styles(table)
     series = []
     for sae in saes:
         rows = topk_rows(table, sae)
-        measured = [row.k for row in rows]
-        own = [row for row in at_home(table, sae) if row.k not in measured]
+        ks = [row.k for row in rows]
+        own = [row for row in at_trained_k(table, sae) if row.k not in ks]
         series += [curve(part, metric, styles[sae], sae) for part in (rows, own)]
     return series
 

@@ -1,15 +1,15 @@
-"""The SAEs and rows of a table that figures are about."""
+"""Selects the SAEs and rows of a table that figures show."""
 
 from __future__ import annotations
 
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 
 __all__ = [
-    "at_home",
+    "at_trained_k",
     "compared",
     "families",
     "ours",
-    "reading_pairs",
+    "threshold_pairs",
     "topk_rows",
 ]
 
@@ -34,32 +34,32 @@ def compared(table: MetricsTable) -> list[str]:
 
 
 def topk_rows(table: MetricsTable, sae: str) -> list[BudgetMetrics]:
-    """Return a SAE's rows, read by its k largest features."""
+    """Return an SAE's rows with the k largest features of each token."""
     return table.select(sae=sae, activation="topk")
 
 
-def at_home(table: MetricsTable, sae: str) -> list[BudgetMetrics]:
-    """Return the row of a SAE as it was trained, if there is one.
+def at_trained_k(table: MetricsTable, sae: str) -> list[BudgetMetrics]:
+    """Return the row of an SAE as it was trained, if there is one.
 
-    That is with the thresholds that it has, or at its k.
+    That is with thresholds of its own, or else at its k.
     """
-    by_rank = [row for row in topk_rows(table, sae) if row.k == row.trained_k]
-    return table.select(sae=sae, activation="own") or by_rank
+    topk = [row for row in topk_rows(table, sae) if row.k == row.trained_k]
+    return table.select(sae=sae, activation="own") or topk
 
 
-def reading_pairs(
+def threshold_pairs(
     table: MetricsTable, sae: str
 ) -> list[tuple[BudgetMetrics, BudgetMetrics]]:
-    """Return a SAE's rows by threshold and by its k largest features, at the same k.
+    """Return an SAE's rows with one threshold and with top-k, at the same k.
 
-    A SAE that was trained for one k has one pair, the nearest to it; of a BatchTopK or
-    JumpReLU SAE with its own thresholds, where it was measured with them at that k.
+    An SAE that was trained for one k has one pair, the nearest to it. A BatchTopK or
+    JumpReLU SAE has one with its own thresholds, where it was evaluated at that k.
     """
-    by_threshold = {row.k: row for row in table.select(sae=sae, activation="jumprelu")}
+    jumprelu = {row.k: row for row in table.select(sae=sae, activation="jumprelu")}
     for row in table.select(sae=sae, activation="own"):
         if row.architecture in ("batchtopk", "jumprelu"):
-            by_threshold[row.k] = row
-    by_rank = [row for row in topk_rows(table, sae) if row.k in by_threshold]
-    if by_rank and not by_rank[0].ours:
-        by_rank = [min(by_rank, key=lambda row: abs(row.k - row.trained_k))]
-    return [(by_threshold[row.k], row) for row in by_rank]
+            jumprelu[row.k] = row
+    topk = [row for row in topk_rows(table, sae) if row.k in jumprelu]
+    if topk and not topk[0].ours:
+        topk = [min(topk, key=lambda row: abs(row.k - row.trained_k))]
+    return [(jumprelu[row.k], row) for row in topk]

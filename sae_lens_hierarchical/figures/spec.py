@@ -1,4 +1,4 @@
-"""What a figure shows, as data for any renderer."""
+"""Describes what a figure shows, as data for any renderer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Style:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points joined by a line.
+    """A line through points.
 
     Attributes:
         label: Its name in the legend; series of one label are shown and hidden at once.
@@ -80,7 +80,7 @@ class Figure:
     Attributes:
         key: The name of its file, without a suffix.
         title: What is above it.
-        caption: What a reader must know.
+        caption: What one must know to read it.
         panels: At least one.
     """
 
@@ -90,7 +90,7 @@ class Figure:
     panels: tuple[Panel, ...]
 
     def legend(self) -> dict[str, Series]:
-        """Return a series of each label, one with a marker where there is one."""
+        """Return the legend: a series of each label, with a marker where one has it."""
         legend: dict[str, Series] = {}
         for panel in self.panels:
             for series in panel.series:

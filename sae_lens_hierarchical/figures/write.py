@@ -1,4 +1,4 @@
-"""All figures of a table, as files."""
+"""Writes all figures of a table as files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.figures.matplotlib import draw
 from sae_lens_hierarchical.figures.page import html_page
 from sae_lens_hierarchical.figures.paper import Scores, all_figures
-from sae_lens_hierarchical.figures.static import draw
 
 __all__ = ["write_figures"]
 
@@ -17,12 +17,12 @@ __all__ = ["write_figures"]
 def write_figures(
     folder: Path, table: MetricsTable, autointerp: Scores | None = None
 ) -> list[Path]:
-    """Write each figure that a table has the rows for, and a page of all.
+    """Write each figure that a table has the rows for as an image, and a page of all.
 
     Args:
         folder: Where ``overview.png``, ``figure_2.png``, ..., ``figures.html`` go.
         table: The metrics.
-        autointerp: Scores for figure 6, by a SAE's name and k.
+        autointerp: AutoInterp scores for figure 6, by an SAE's name and k.
 
     Returns:
         The files.

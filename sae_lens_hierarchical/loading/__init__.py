@@ -4,11 +4,11 @@ What lies there may come from a stranger. Nothing of it runs, and what does not 
 one clear error.
 """
 
-from sae_lens_hierarchical.loading.models import load_model_and_text, load_store
+from sae_lens_hierarchical.loading.models import load_model_and_dataset, load_store
 from sae_lens_hierarchical.loading.saes import load_sae, load_saes, name_checkpoints
 
 __all__ = [
-    "load_model_and_text",
+    "load_model_and_dataset",
     "load_sae",
     "load_saes",
     "load_store",

@@ -33,14 +33,14 @@ from transformers import (
 from sae_lens_hierarchical.data import (
     BUNDLED_DATASET_NAME,
     BUNDLED_MODEL_NAME,
+    load_bundled_dataset,
     load_bundled_model,
-    load_bundled_text,
 )
 
 __all__ = [
     "allowed_model_kwargs",
     "bundled_if_named",
-    "load_model_and_text",
+    "load_model_and_dataset",
     "load_store",
     "not_asking",
 ]
@@ -112,24 +112,24 @@ def allowed_model_kwargs(
     return allowed, refused
 
 
-def load_model_and_text(
+def load_model_and_dataset(
     saes: Mapping[str, SAE[Any]],
     dataset: str | None,
     device: str,
     *,
     trust_remote_code: bool = False,
 ) -> tuple[Any, str | Dataset, str]:
-    """Load what SAEs of one model are measured on.
+    """Load the model and the dataset to evaluate SAEs of one model on.
 
     Args:
         saes: The SAEs; their model may be a folder.
-        dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
-            first SAE was trained on, or for the bundled model its held-out text.
+        dataset: A dataset on the Hub or on disk, as SAELens takes it; default what the
+            first SAE was trained on, or for the bundled model its held-out dataset.
         device: Where to put the model.
         trust_remote_code: Whether Python that lies with the model may run.
 
     Returns:
-        The model, the text, and what to call the text.
+        The model, the dataset, and the dataset's name.
 
     Raises:
         ValueError: If the first SAE's metadata ask for more than an SAE may, naming the
@@ -139,13 +139,13 @@ def load_model_and_text(
     if metadata.model_name == BUNDLED_MODEL_NAME:
         model = load_bundled_model(device)
         if dataset is None:
-            return model, load_bundled_text("held_out"), "bundled, held out"
+            return model, load_bundled_dataset("held_out"), "bundled, held out"
     else:
         model = _load_model(name, metadata, device, trust_remote_code)
-    text = dataset or metadata.dataset_path
-    if not text:
+    dataset = dataset or metadata.dataset_path
+    if not dataset:
         raise ValueError(f"{name}'s metadata name no dataset: name one with --dataset")
-    return model, text, text
+    return model, dataset, dataset
 
 
 def bundled_if_named(cfg: Any, model: Any, dataset: Any) -> tuple[Any, Any]:
@@ -162,7 +162,7 @@ def bundled_if_named(cfg: Any, model: Any, dataset: Any) -> tuple[Any, Any]:
     if model is None and cfg.model_name == BUNDLED_MODEL_NAME:
         model = load_bundled_model(cfg.llm_device)
     if dataset is None and cfg.dataset_path == BUNDLED_DATASET_NAME:
-        dataset = load_bundled_text("train")
+        dataset = load_bundled_dataset("train")
     return model, dataset
 
 

@@ -1,4 +1,4 @@
-"""SAEBench over SAEs on disk, whose metadata name the model and the text."""
+"""Runs SAEBench on SAEs in folders, whose metadata name the model and the dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_lens_hierarchical.loading import (
-    load_model_and_text,
+    load_model_and_dataset,
     load_saes,
     name_checkpoints,
 )
@@ -14,10 +14,10 @@ from sae_lens_hierarchical.saebench.evals import (
     BATCH_SIZE,
     CONTEXTS,
     LATENTS,
-    Judge,
     SAEBench,
     draw_tokens,
 )
+from sae_lens_hierarchical.saebench.judge import Judge
 
 __all__ = ["saebench_checkpoints"]
 
@@ -41,20 +41,20 @@ def saebench_checkpoints(
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Run evals of SAEBench on SAEs at each k, on the same text; see ``SAEBench``.
+    """Run evals of SAEBench on SAEs in folders at each k; see ``SAEBench``.
 
     Args:
         checkpoints: Folders of SAEs of SAELens that were trained on one model.
         ks: Strictly increasing numbers of features.
         evals: Some of ``core``, ``autointerp`` and ``sparse_probing``.
         output: Where the results go.
-        judge: Whom AutoInterp asks.
+        judge: The chat model that AutoInterp asks.
         model_name: A model on the Hub or on disk; default the SAEs' own.
-        dataset: A data set on the Hub or on disk; default what the first SAE was
-            trained on, or for the bundled model its held-out text.
-        contexts: How much of it to use, where it has as much.
+        dataset: A dataset on the Hub or on disk; default what the first SAE was
+            trained on, or for the bundled model its held-out dataset.
+        contexts: How many contexts of it to use, where it has as many.
         latents: How many features AutoInterp explains for each SAE and k.
-        probing_datasets: Some of SAEBench's data sets; default all.
+        probing_datasets: Some of SAEBench's datasets; default all.
         batch_size: Contexts in one forward pass of the model.
         device: Where to put the model and the SAEs.
         force: Whether to make results again that are there.
@@ -69,14 +69,14 @@ def saebench_checkpoints(
     if judge is None and "autointerp" in evals:
         raise ValueError("autointerp needs a judge, and no model was named for it")
     saes = load_saes(name_checkpoints(checkpoints), device, model_name)
-    model, text, text_name = load_model_and_text(
+    model, data, dataset_name = load_model_and_dataset(
         saes, dataset, device, trust_remote_code=trust_remote_code
     )
     first = next(iter(saes.values()))
     bench = SAEBench(
         model=model,
-        tokens=draw_tokens(model, first, text, contexts),
-        text_name=text_name,
+        tokens=draw_tokens(model, first, data, contexts),
+        dataset_name=dataset_name,
         output=output,
         batch_size=batch_size,
         force=force,

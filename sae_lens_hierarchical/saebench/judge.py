@@ -1,4 +1,4 @@
-"""AutoInterp's judge: any chat model behind OpenAI's API, whose answers are kept."""
+"""AutoInterp's judge: any chat model behind OpenAI's API, with a cache of answers."""
 
 # OpenAI's client comes with SAEBench, an extra, which a type checker need not find.
 # pyright: reportMissingImports=false
@@ -20,11 +20,11 @@ __all__ = ["Judge", "JudgeError", "Messages"]
 
 Messages = list[dict[str, str]]
 
-# Asked again so often after an error, each time later, or after no usable answer.
+# Of each request: after an error, each time later, or after no usable answer.
 RETRIES = 5
-# What OpenAI's reasoning models take in place of max_tokens, which other servers know.
-NEWER_LIMIT = "max_completion_tokens"
-REASONING_TOKENS = 2_000  # which count, too
+# OpenAI's reasoning models take it in place of max_tokens, which other servers know.
+REASONING_LIMIT = "max_completion_tokens"
+REASONING_TOKENS = 2_000  # which count towards that limit, too
 CHARACTERS_A_TOKEN = 4  # of English, by OpenAI's rule of thumb
 
 
@@ -33,7 +33,7 @@ class JudgeError(OSError):
 
 
 class Judge:
-    """A chat model that is never asked the same thing twice.
+    """A chat model whose answers are cached: it is never asked the same thing twice.
 
     Errors 408, 409, 429 and 5xx, time-outs and lost connections are tried again by
     OpenAI's client, which waits as long as the server's Retry-After says; answers that
@@ -54,7 +54,7 @@ class Judge:
 
         Args:
             model: The model's name, as the server has it.
-            cache: The file that keeps the answers; it may be shared by judges.
+            cache: The SQLite file of answers, made if missing; judges may share it.
             url: The API's address, such as ``http://localhost:8000/v1`` for vLLM;
                 default the environment's ``OPENAI_BASE_URL``, or OpenAI. The key is
                 the environment's ``OPENAI_API_KEY``.
@@ -86,7 +86,7 @@ class Judge:
         # Results name it, and people publish them: no password may be in it.
         shown = self._client.base_url.copy_with(userinfo=b"", query=None)
         self.url = str(shown).rstrip("/")
-        self._reasons = False
+        self._is_reasoning_model = False
         self._lock = threading.Lock()
         cache.parent.mkdir(parents=True, exist_ok=True)
         # SQLite writes each answer whole or not at all, whenever the process dies.
@@ -102,7 +102,7 @@ class Judge:
             JudgeError: If the server refuses, gives no answer in several tries, or
                 the calls are used up. Answers so far are kept.
         """
-        if (known := self.recall(messages, max_tokens)) is not None:
+        if (known := self.cached_answer(messages, max_tokens)) is not None:
             return known
         body = ""
         for _ in range(1 + RETRIES):
@@ -112,29 +112,29 @@ class Judge:
             except (ValueError, LookupError, TypeError, AttributeError):
                 continue
             if answer:
-                self._keep(messages, max_tokens, answer)
+                self._store(messages, max_tokens, answer)
                 return answer
         raise JudgeError(
             f"{self.url} gave no answer in {1 + RETRIES} tries, last {body[:200]!r}"
         )
 
-    def recall(self, messages: Messages, max_tokens: int) -> str | None:
-        """Return the answer if it was given before."""
-        asked = (self._asked(messages, max_tokens),)
+    def cached_answer(self, messages: Messages, max_tokens: int) -> str | None:
+        """Return the answer to a chat if it is in the cache, and None otherwise."""
+        key = (self._key(messages, max_tokens),)
         query = "SELECT answer FROM answers WHERE asked = ?"
         with self._lock:
-            found = self._answers.execute(query, asked).fetchone()
+            found = self._answers.execute(query, key).fetchone()
         return None if found is None else found[0]
 
     def estimate(self, chats: Iterable[tuple[Messages, int]]) -> str:
-        """Say how many calls these are, and what they may cost.
+        """Return a line that says how many calls these are, and what they may cost.
 
         Args:
             chats: Messages and ``max_tokens`` of each.
         """
         calls, characters, answers = 0, 0, 0
         for messages, max_tokens in chats:
-            if self.recall(messages, max_tokens) is None:
+            if self.cached_answer(messages, max_tokens) is None:
                 calls += 1
                 characters += sum(len(message["content"]) for message in messages)
                 answers += max_tokens
@@ -160,27 +160,27 @@ class Judge:
             try:
                 return self._create(messages, max_tokens)
             except BadRequestError as error:
-                if NEWER_LIMIT not in str(error):
+                if REASONING_LIMIT not in str(error):
                     raise
-                self._reasons = True
+                self._is_reasoning_model = True
                 return self._create(messages, max_tokens)
         except APIError as error:
             raise JudgeError(f"{self.url} gave no answer: {error}") from error
 
     def _create(self, messages: Messages, max_tokens: int) -> str:
         limit = {"max_tokens": max_tokens}
-        if self._reasons:
-            limit = {NEWER_LIMIT: max_tokens + REASONING_TOKENS}
+        if self._is_reasoning_model:
+            limit = {REASONING_LIMIT: max_tokens + REASONING_TOKENS}
         response = self._client.chat.completions.with_raw_response.create(
             model=self.model, messages=messages, **limit
         )
         return response.http_response.text
 
-    def _keep(self, messages: Messages, max_tokens: int, answer: str) -> None:
-        row = (self._asked(messages, max_tokens), answer)
+    def _store(self, messages: Messages, max_tokens: int, answer: str) -> None:
+        row = (self._key(messages, max_tokens), answer)
         with self._lock, self._answers:
             self._answers.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", row)
 
-    def _asked(self, messages: Messages, max_tokens: int) -> str:
-        everything = [self.url, self.model, messages, max_tokens]
-        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
+    def _key(self, messages: Messages, max_tokens: int) -> str:
+        request = [self.url, self.model, messages, max_tokens]
+        return hashlib.sha256(json.dumps(request).encode()).hexdigest()

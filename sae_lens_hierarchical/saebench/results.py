@@ -1,4 +1,4 @@
-"""SAEBench's result files, read without SAEBench."""
+"""Loads SAEBench's result files, which needs no SAEBench."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["BenchResult", "autointerp_scores", "bench_table", "read_results"]
+__all__ = ["SAEBenchResult", "autointerp_scores", "read_results", "results_table"]
 
-# The main numbers: SAEBench's group and name of each, and ours for a narrow terminal.
+# The main metrics: SAEBench's group and name of each, and a name for the terminal.
 _MAIN = {
-    ("sparsity", "l0"): "l0",
+    ("sparsity", "l0"): "L0",
     ("model_performance_preservation", "ce_loss_score"): "CE recovered",
     ("reconstruction_quality", "cossim"): "cosine",
     ("autointerp", "autointerp_score"): "AutoInterp",
@@ -22,13 +22,13 @@ _MAIN = {
 
 
 @dataclass(frozen=True)
-class BenchResult:
-    """What SAEBench found of one SAE at one k.
+class SAEBenchResult:
+    """SAEBench's metrics of one SAE at one k.
 
     Attributes:
         sae: The SAE's name.
-        k: Its k; None for one that has none.
-        metrics: SAEBench's numbers of all evals that were run, by group and name.
+        k: The number of features; None for an SAE without k.
+        metrics: Those of all evals that were run, by SAEBench's group and name.
     """
 
     sae: str
@@ -36,17 +36,17 @@ class BenchResult:
     metrics: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
-def read_results(folder: str | Path) -> list[BenchResult]:
-    """Read all result files in a folder, and in the evals' folders within it.
+def read_results(folder: str | Path) -> list[SAEBenchResult]:
+    """Load all result files in a folder, and in the evals' folders within it.
 
     Returns:
         A result for each SAE and k, by name and ascending k.
     """
-    results: dict[tuple[str, int | None], BenchResult] = {}
+    results: dict[tuple[str, int | None], SAEBenchResult] = {}
     for path in sorted(Path(folder).rglob("*_eval_results.json")):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         sae, k = content["sae_lens_release_id"], content["sae_cfg_dict"].get("k")
-        result = results.setdefault((sae, k), BenchResult(sae, k))
+        result = results.setdefault((sae, k), SAEBenchResult(sae, k))
         for group, metrics in content["eval_result_metrics"].items():
             result.metrics.update({(group, name): v for name, v in metrics.items()})
     return sorted(results.values(), key=lambda result: (result.sae, result.k or 0))
@@ -59,8 +59,8 @@ def autointerp_scores(folder: str | Path) -> list[tuple[str, int | None, float]]
     return [(r.sae, r.k, r.metrics[name]) for r in found if name in r.metrics]
 
 
-def bench_table(results: list[BenchResult]) -> Table:
-    """Return a table for the terminal of the main numbers that were measured."""
+def results_table(results: list[SAEBenchResult]) -> Table:
+    """Return a table for the terminal of the main metrics that results have."""
     names = [name for name in _MAIN if any(name in r.metrics for r in results)]
     table = Table("SAE", "k", *(_MAIN[name] for name in names))
     for column in table.columns[1:]:

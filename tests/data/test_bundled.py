@@ -14,8 +14,8 @@ from sae_lens import HookedSAETransformer
 from sae_lens_hierarchical import data
 from sae_lens_hierarchical.data import (
     BUNDLED_HOOK_NAME,
+    load_bundled_dataset,
     load_bundled_model,
-    load_bundled_text,
 )
 
 FOLDER = Path(data.__file__).parent
@@ -33,12 +33,12 @@ def model() -> HookedSAETransformer:
 
 @pytest.fixture(scope="module")
 def held_out() -> list[str]:
-    return list(load_bundled_text("held_out")["text"])
+    return list(load_bundled_dataset("held_out")["text"])
 
 
 @pytest.fixture(scope="module")
 def train() -> list[str]:
-    return list(load_bundled_text("train")["text"])
+    return list(load_bundled_dataset("train")["text"])
 
 
 def bos_token_id(model: HookedSAETransformer) -> int:
@@ -118,7 +118,7 @@ def test_text_is_plenty_and_cut_into_documents(
     sample = train[::50]
     tokens = sum(model.to_tokens(d, truncate=False).numel() for d in sample)
 
-    assert load_bundled_text("train").column_names == ["text"]
+    assert load_bundled_dataset("train").column_names == ["text"]
     assert tokens * len(train) / len(sample) > 600_000
     assert len(train) > 500
     assert len(held_out) > 50
@@ -138,4 +138,4 @@ def test_held_out_text_does_not_overlap_train_text(
 
 def test_unknown_split_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"split.*train.*held_out.*'validation'"):
-        load_bundled_text("validation")  # type: ignore[arg-type]
+        load_bundled_dataset("validation")  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def make_row(
         ce_tokens=100,
         l0=k - 0.25,
         explained_variance=float(random.random()),
-        fvu=float(random.random()),
+        fvu_centered=float(random.random()),
         mse=1.5,
         cosine_similarity=0.9,
         ce_loss_score=0.3,
@@ -77,7 +77,7 @@ def make_sae(
 
 
 class Page(HTMLParser):
-    """A page's text and tags, its plots, and the attributes of its tags."""
+    """A page's text, tags, their attributes, plots, and tables by their headings."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -85,16 +85,29 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.plots: list[dict[str, Any]] = []
         self.attributes: set[str] = set()
+        self._cells: list[list[list[str]]] = []
         self.feed(page)
+        self.tables = [
+            [dict(zip(head, row, strict=True)) for row in rows]
+            for head, *rows in self._cells
+        ]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes |= {name for name, _ in attrs}
         self.plots += [json.loads(str(v)) for name, v in attrs if name == "data-plot"]
+        if tag == "table":
+            self._cells.append([])
+        elif tag == "tr":
+            self._cells[-1].append([])
+        elif tag in ("th", "td"):
+            self._cells[-1][-1].append("")
 
     def handle_data(self, data: str) -> None:
         if self.tags[-1:] != ["script"]:
             self.text += data
+        if self.tags[-1:] in (["th"], ["td"]):
+            self._cells[-1][-1][-1] += data.strip()
 
 
 @pytest.fixture
@@ -159,7 +172,7 @@ def test_overview_marks_the_trained_k_of_fixed_k_saes_alone(
         for sae, activation, k in [
             ("T-4", "topk", 4),
             ("T-2", "topk", 2),
-            ("B-3", "own", 3),  # which was not read by its 3 largest features
+            ("B-3", "own", 3),  # which was not evaluated with its 3 largest features
             ("B-4", "topk", 4),
             ("R-4", "topk", 4),
         ]:
@@ -182,7 +195,7 @@ def test_marked_points_have_markers(table: MetricsTable) -> None:
 
 
 def test_pareto_has_baselines_at_their_own_k_only(table: MetricsTable) -> None:
-    for panel, metric in enumerate(["explained_variance", "fvu"]):
+    for panel, metric in enumerate(["explained_variance", "fvu_centered"]):
 
         def point(
             sae: str, activation: str, k: int, metric: str = metric
@@ -197,6 +210,30 @@ def test_pareto_has_baselines_at_their_own_k_only(table: MetricsTable) -> None:
             "BatchTopK": [point("B-3", "own", 3), point("B-4", "own", 4)],
             "JumpReLU": [point("R-4", "own", 4)],
         }
+
+
+def test_the_papers_fvu_is_shown_as_what_it_is(table: MetricsTable) -> None:
+    figure = paper.pareto(table)
+
+    assert figure is not None
+    assert [panel.y_label for panel in figure.panels] == [
+        "explained variance",
+        "centered FVU",
+    ]
+    assert "leaves out the mean error" in figure.caption
+    table_2_html = html_page("", [], table).split("<h2>All metrics")[0]
+    assert "leaves out the mean error" in table_2_html
+
+
+def test_the_pages_numbers_add_up(table: MetricsTable) -> None:
+    *_, all_metrics = Page(html_page("", [], table)).tables
+
+    assert len(all_metrics) == len(table.rows)
+    for row in all_metrics:
+        ev, fvu = float(row["explained variance"]), float(row["FVU"])
+        assert ev + fvu == pytest.approx(1, abs=2e-4)
+        centered, bias = float(row["centered FVU"]), float(row["bias"])
+        assert centered + bias == pytest.approx(fvu, abs=2e-4)
 
 
 def test_changing_k_has_a_panel_for_each_family(table: MetricsTable) -> None:
@@ -282,7 +319,9 @@ def test_histograms_count_every_living_feature(table: MetricsTable) -> None:
         assert len({curve.x for curve in curves.values()}) == 1
 
 
-def test_threshold_readings_are_compared_at_the_same_k(table: MetricsTable) -> None:
+def test_jumprelu_is_compared_with_topk_at_the_same_k(
+    table: MetricsTable,
+) -> None:
     def change(sae: str, activation: str, k: int) -> tuple[str, float, float]:
         (row,) = table.select(sae=sae, activation=activation, k=k)
         (base,) = table.select(sae=sae, activation="topk", k=k)

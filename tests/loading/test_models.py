@@ -11,9 +11,9 @@ from sae_lens import HookedSAETransformer
 from transformers import dynamic_module_utils
 
 from sae_lens_hierarchical.cli import main
-from sae_lens_hierarchical.eval.checkpoints import sweep_checkpoints
+from sae_lens_hierarchical.eval.folders import sweep_checkpoints
 from sae_lens_hierarchical.eval.table import read_table
-from sae_lens_hierarchical.loading import load_model_and_text, load_saes, load_store
+from sae_lens_hierarchical.loading import load_model_and_dataset, load_saes, load_store
 from tests.stranger import HOOKS, Stranger
 
 
@@ -102,7 +102,7 @@ def test_what_metadata_may_not_ask_for_is_named(
     saes = load_saes({"it": stranger.sae})
 
     with pytest.raises(ValueError, match="it's metadata load ") as error:
-        load_model_and_text(saes, None, "cpu")
+        load_model_and_dataset(saes, None, "cpu")
 
     assert str(kwargs) in str(error.value)
 
@@ -112,21 +112,21 @@ def test_with_trust_metadata_do_not_say_which_version(stranger: Stranger) -> Non
     saes = load_saes({"it": stranger.sae})
 
     with pytest.raises(ValueError, match=r"with \{'revision': 'abc123'\}"):
-        load_model_and_text(saes, None, "cpu", trust_remote_code=True)
-    load_model_and_text(saes, None, "cpu")
+        load_model_and_dataset(saes, None, "cpu", trust_remote_code=True)
+    load_model_and_dataset(saes, None, "cpu")
 
 
 def test_what_metadata_may_ask_for_is_given(stranger: Stranger) -> None:
     kwargs = {"dtype": "bfloat16", "attn_implementation": "eager", "device_map": None}
     stranger.save_sae(model_from_pretrained_kwargs=kwargs)
 
-    proxy, text, name = load_model_and_text(
+    proxy, dataset, name = load_model_and_dataset(
         load_saes({"it": stranger.sae}), None, "cpu"
     )
 
     assert str(proxy.model.dtype) == "torch.bfloat16"
     assert proxy.model.config._attn_implementation == "eager"
-    assert text == name == str(stranger.text)
+    assert dataset == name == str(stranger.text)
 
 
 def test_a_kernel_that_the_models_config_names_is_refused(stranger: Stranger) -> None:
@@ -134,7 +134,7 @@ def test_a_kernel_that_the_models_config_names_is_refused(stranger: Stranger) ->
     saes = load_saes({"it": stranger.sae})
 
     with pytest.raises(ValueError, match="its kernel 'someone/kernel' needs trust"):
-        load_model_and_text(saes, None, "cpu")
+        load_model_and_dataset(saes, None, "cpu")
 
 
 def test_models_that_transformer_lens_trusts_need_the_flag(stranger: Stranger) -> None:
@@ -142,19 +142,19 @@ def test_models_that_transformer_lens_trusts_need_the_flag(stranger: Stranger) -
     saes = load_saes({"it": stranger.sae})
 
     with pytest.raises(ValueError, match="phi-2 may run Python of its own only with"):
-        load_model_and_text(saes, None, "cpu")
+        load_model_and_dataset(saes, None, "cpu")
 
 
-def test_unknown_classes_and_no_text_are_named(stranger: Stranger) -> None:
+def test_unknown_classes_and_no_dataset_are_named(stranger: Stranger) -> None:
     stranger.save_sae(model_class_name="os.system")
     with pytest.raises(ValueError, match=r"it's metadata.model_class_name must be one"):
-        load_model_and_text(load_saes({"it": stranger.sae}), None, "cpu")
+        load_model_and_dataset(load_saes({"it": stranger.sae}), None, "cpu")
     stranger.save_sae(dataset_path=None)
     with pytest.raises(ValueError, match="it's metadata name no dataset"):
-        load_model_and_text(load_saes({"it": stranger.sae}), None, "cpu")
+        load_model_and_dataset(load_saes({"it": stranger.sae}), None, "cpu")
 
 
-def test_a_tokenized_texts_tokenizer_runs_no_python(
+def test_a_tokenized_datasets_tokenizer_runs_no_python(
     stranger: Stranger, model: HookedSAETransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SAELens loads the tokenizer that a dataset's sae_lens.json names, to compare."""
@@ -175,7 +175,7 @@ def test_a_tokenized_texts_tokenizer_runs_no_python(
     assert not stranger.ran.exists()
 
 
-def test_a_texts_python_never_runs(stranger: Stranger) -> None:
+def test_a_datasets_python_never_runs(stranger: Stranger) -> None:
     """An older version of datasets runs scripts that lie with data, when told to."""
     script = stranger.text / f"{stranger.text.name}.py"
     script.write_text(f"open({str(stranger.ran)!r}, 'w').close()\n")

@@ -1,4 +1,4 @@
-"""Tests of ``sae-lens-hierarchical bench`` as a user would run it."""
+"""Tests of ``sae-lens-hierarchical saebench`` as a user would run it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from sae_lens_hierarchical.cli import main
-from sae_lens_hierarchical.data import load_bundled_text
+from sae_lens_hierarchical.data import load_bundled_dataset
 from sae_lens_hierarchical.saebench.results import autointerp_scores, read_results
 from tests.saebench.judge_server import JudgeServer
 from tests.stranger import Stranger
@@ -36,7 +36,7 @@ def test_core_and_autointerp_on_the_bundled_model(
     assert main(command) == 0
 
     table = capsys.readouterr().out
-    for word in ("ours", "l0", "AutoInterp", "8.000", "eval_results", "about $0.0"):
+    for word in ("ours", "L0", "AutoInterp", "8.000", "eval_results", "about $0.0"):
         assert word in table
     assert [(r.sae, r.k) for r in read_results("eval_results")] == [
         ("ours", 2),
@@ -48,7 +48,7 @@ def test_core_and_autointerp_on_the_bundled_model(
     assert len(autointerp_scores("eval_results")) == 2
 
 
-def test_a_local_model_and_text_in_place_of_hub_names(
+def test_a_local_model_and_dataset_in_place_of_hub_names(
     model: HookedSAETransformer,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -62,7 +62,7 @@ def test_a_local_model_and_text_in_place_of_hub_names(
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "text").mkdir()
-    text = load_bundled_text("held_out").select(range(8))
+    text = load_bundled_dataset("held_out").select(range(8))
     text.to_json(tmp_path / "text" / "train.jsonl")
     sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=16, d_sae=32, k_max=8))
     sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"

@@ -29,7 +29,7 @@ def chat(text: str) -> Messages:
 def test_it_asks_the_model_and_remembers(
     judge: Judge, server: JudgeServer, tmp_path: Path
 ) -> None:
-    assert judge.recall(chat("why"), TOKENS) is None
+    assert judge.cached_answer(chat("why"), TOKENS) is None
     assert judge.ask(chat("why"), TOKENS) == "because"
     again = Judge("small", tmp_path / "answers", url=server.url)
     assert again.ask(chat("why"), TOKENS) == "because"

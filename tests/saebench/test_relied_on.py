@@ -1,4 +1,4 @@
-"""What ``eval/saebench.py`` relies on in SAEBench, name by name.
+"""What our package ``saebench`` relies on in SAEBench, name by name.
 
 Where a new version of SAEBench breaks us, this says by what.
 """
@@ -116,7 +116,7 @@ def test_answers_have_a_limit_that_follows_from_the_config() -> None:
 
 
 def test_defaults_are_what_ours_stand_for() -> None:
-    """Where SAEBench measures on something else, our constants should follow."""
+    """Where SAEBench evaluates on something else, our constants should follow."""
     config = find("evals.autointerp.eval_config:AutoInterpEvalConfig")()
     assert (config.total_tokens, config.llm_context_size) == (2_000_000, 128)
     assert (config.n_latents, config.random_seed) == (1000, 42)

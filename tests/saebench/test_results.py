@@ -14,8 +14,8 @@ from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.saebench.results import (
     autointerp_scores,
-    bench_table,
     read_results,
+    results_table,
 )
 from tests.conftest import make_metrics
 
@@ -57,7 +57,7 @@ def test_results_come_together_by_sae_and_k(results: Path) -> None:
 def test_the_table_shows_what_was_measured(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Console(width=80).print(bench_table(read_results(results)))
+    Console(width=80).print(results_table(read_results(results)))
 
     table = capsys.readouterr().out
     for word in ("ours", "16", "15.500", "AutoInterp", "0.750", "relu"):
@@ -68,9 +68,8 @@ def test_the_table_shows_what_was_measured(
 def test_without_saebench_the_command_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = "sae_lens_hierarchical.saebench."
     for name in list(sys.modules):
-        if name.startswith(("sae_bench", f"{ours}evals", f"{ours}checkpoints")):
+        if name.startswith(("sae_bench", "sae_lens_hierarchical.saebench.")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sae_bench", None)
 

@@ -258,9 +258,9 @@ import json, sys
 from sae_lens_hierarchical import (
     LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 )
-from sae_lens_hierarchical.data import load_bundled_model, load_bundled_text
+from sae_lens_hierarchical.data import load_bundled_model, load_bundled_dataset
 cfg = LanguageModelSAERunnerConfig.from_dict(json.load(open(sys.argv[1])))
-text = load_bundled_text("train").select(range(40))
+text = load_bundled_dataset("train").select(range(40))
 runner = LanguageModelSAETrainingRunner(
     cfg, override_dataset=text, override_model=load_bundled_model()
 )

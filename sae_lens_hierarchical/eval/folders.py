@@ -1,4 +1,4 @@
-"""Sweeps over SAEs on disk, whose metadata name the model and the text."""
+"""Evaluates SAEs in folders, whose metadata name the model and the dataset."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from sae_lens import SAE, ActivationsStore
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
+from sae_lens.load_model import HookedProxyLM
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_hierarchical.eval.model_run import contexts_at_once
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.loading import (
-    load_model_and_text,
+    load_model_and_dataset,
     load_saes,
     load_store,
     name_checkpoints,
@@ -29,7 +29,7 @@ from sae_lens_hierarchical.loading import (
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes.checks import check_size
 
-__all__ = ["sweep_checkpoints", "sweep_store"]
+__all__ = ["default_batch_size", "sweep_checkpoints", "sweep_store"]
 
 _COUNTS = ("tokens", "ce_tokens", "excluded_tokens")
 _PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
@@ -48,14 +48,14 @@ def sweep_checkpoints(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> MetricsTable:
-    """Measure SAEs on disk, whose metadata name the model; see ``sweep_store``.
+    """Evaluate SAEs in folders at each k; see ``sweep_store``.
 
     Args:
         checkpoints: Folders of SAEs of SAELens that were trained on one model.
         ks: Strictly increasing numbers of features.
         model_name: A model on the Hub or on disk; default the SAEs' own.
-        dataset: A data set on the Hub or on disk, as SAELens takes it; default what the
-            first SAE was trained on, or for the bundled model its held-out text.
+        dataset: A dataset on the Hub or on disk, as SAELens takes it; default what the
+            first SAE was trained on, or for the bundled model its held-out dataset.
         contexts: As in ``sweep_store``; likewise the rest.
         ce_contexts: Likewise.
         batch_size: Likewise.
@@ -67,17 +67,17 @@ def sweep_checkpoints(
         The table. SAEs are called by their folders' names, or paths where names clash.
 
     Raises:
-        ValueError: If ``ks`` does not fit, a SAE cannot be loaded, the SAEs say nothing
-            of their model or have different ones, or it needs Python of its own.
+        ValueError: If ``ks`` does not fit, an SAE cannot be loaded, the SAEs' metadata
+            name no model or different ones, or it needs Python of its own.
     """
     paths = name_checkpoints(checkpoints)
     saes = load_saes(paths, device, model_name)
     for sae in saes.values():
         check_ks("ks", ks, sae.cfg.d_sae)
-    model, text, text_name = load_model_and_text(
+    model, data, dataset_name = load_model_and_dataset(
         saes, dataset, device, trust_remote_code=trust_remote_code
     )
-    store = load_store(model, next(iter(saes.values())), text, device=device)
+    store = load_store(model, next(iter(saes.values())), data, device=device)
     table = sweep_store(
         saes,
         store,
@@ -87,7 +87,7 @@ def sweep_checkpoints(
         batch_size=batch_size,
         jumprelu=jumprelu,
     )
-    table.provenance["text"] = text_name
+    table.provenance["dataset"] = dataset_name
     table.provenance["checkpoints"] = {
         name: {"path": str(path.resolve()), "sha256": _sha256(path)}
         for name, path in paths.items()
@@ -105,33 +105,35 @@ def sweep_store(
     batch_size: int | None = None,
     jumprelu: bool = False,
 ) -> MetricsTable:
-    """Measure loaded SAEs at each k on one text, with a progress bar; see ``sweep``.
+    """Evaluate loaded SAEs at each k on a store's dataset; see ``sweep``.
+
+    A progress bar is shown.
 
     Args:
-        saes: By name.
+        saes: SAEs by name.
         store: SAELens's store, which has the model and goes on from where it is in its
-            text: after training, with text that was not trained on.
+            dataset: after training, with tokens that were not trained on.
         ks: Strictly increasing numbers of features.
-        contexts: How many contexts to measure on, where the text has as many.
+        contexts: How many contexts to evaluate on, where the dataset has as many.
         ce_contexts: On how many of them to run the model with the SAEs' outputs too.
         batch_size: Contexts in one forward pass of the model; default
-            ``contexts_at_once``.
-        jumprelu: Whether to read SAEs by a threshold as well.
+            ``default_batch_size``.
+        jumprelu: Whether to evaluate SAEs with one threshold as well.
 
     Returns:
-        The table, which knows the versions, the model and how much was measured.
+        The table, whose provenance has versions, model and numbers of tokens.
 
     Raises:
         ValueError: As ``sweep`` does, or if a number of contexts does not fit.
     """
     check_size("contexts", contexts)
     if batch_size is None:
-        batch_size = contexts_at_once(store.model, store.context_size)
+        batch_size = default_batch_size(store.model, store.context_size)
     check_size("batch_size", batch_size)
     if ce_contexts < 0:
         raise ValueError(f"ce_contexts must be at least 0, got {ce_contexts}")
     steps = math.ceil(contexts / batch_size) * len(saes)
-    with tqdm(total=steps, desc=f"Measuring {len(saes)} SAEs", leave=False) as bar:
+    with tqdm(total=steps, desc=f"Evaluating {len(saes)} SAEs", leave=False) as bar:
         rows = sweep(
             saes,
             store.model,  # type: ignore[arg-type]
@@ -154,8 +156,22 @@ def sweep_store(
     return MetricsTable(rows, provenance)
 
 
+def default_batch_size(model: Any, context_size: int) -> int:
+    """Return how many contexts to run in one forward pass of the model.
+
+    That is 16, or as many as have 2 GiB of float32 logits; a run holds a few times
+    as much.
+    """
+    if isinstance(model, HookedProxyLM):
+        config: Any = model.model.config
+        d_vocab = config.get_text_config().vocab_size
+    else:
+        d_vocab = model.cfg.d_vocab
+    return max(1, min(16, 2**29 // (context_size * d_vocab)))
+
+
 def _one_or_by_sae(rows: Sequence[BudgetMetrics], name: str) -> Any:
-    """Return a count, by SAE where they were not all measured on the same tokens."""
+    """Return a count, by SAE where not all were evaluated on the same tokens."""
     counts = {row.sae: getattr(row, name) for row in rows}
     return counts if len(set(counts.values())) > 1 else getattr(rows[0], name)
 
@@ -163,7 +179,7 @@ def _one_or_by_sae(rows: Sequence[BudgetMetrics], name: str) -> Any:
 def _batches(
     store: ActivationsStore, contexts: int, batch_size: int
 ) -> Iterator[Tensor]:
-    """Yield up to so many contexts of a text, once each, [batch_size, context]."""
+    """Yield up to so many contexts, once each, [batch_size, context]."""
     sequences = itertools.islice(store.iterable_sequences, contexts)
     while batch := list(itertools.islice(sequences, batch_size)):
         yield torch.stack(batch).to(store.device)

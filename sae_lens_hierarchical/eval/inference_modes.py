@@ -1,4 +1,4 @@
-"""The ways of reading a SAE: by its k largest features, a threshold, or as it is."""
+"""The inference modes of an SAE: top-k at any k, one threshold, or its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae_lens import SAE, GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE
 from sae_lens.saes.sae import SAEConfig
 from torch import Tensor
 
-from sae_lens_hierarchical.eval.statistics import Cosines, as_double
+from sae_lens_hierarchical.eval.statistics import NextRankCosines, as_double
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAE,
@@ -24,35 +24,39 @@ from sae_lens_hierarchical.saes.normalization import normalize
 from sae_lens_hierarchical.saes.ranked import decode_prefixes, rank
 from sae_lens_hierarchical.saes.thresholds import above_threshold
 
-__all__ = ["Reader", "Reading"]
+__all__ = ["InferenceModes", "ModeOutput"]
 
 
-class Reading(NamedTuple):
-    """What a SAE gives for one batch, read in one way.
+class ModeOutput(NamedTuple):
+    """An SAE's output for one batch in one inference mode, with sums by feature.
 
     Attributes:
-        activation: ``topk``, ``jumprelu`` or ``own``.
+        activation: ``topk``, ``jumprelu`` or ``own``, as in ``BudgetMetrics``.
         k: The number of features; None for ``own``.
-        x_hat: The output, [tokens, d_in].
-        firings: On how many tokens each feature was active, [d_sae].
-        squares: The summed squares of each feature's activation, [d_sae], float64.
+        x_hat: The reconstruction, [tokens, d_in].
+        firings: On how many tokens each feature was active, [d_sae], int64.
+        squared_acts: The summed squares of each feature's activation times its decoder
+            row's norm, [d_sae], float64.
     """
 
     activation: str
     k: int | None
     x_hat: Tensor
     firings: Tensor
-    squares: Tensor
+    squared_acts: Tensor
 
 
-class Reader:
-    """Reads one SAE of any kind in every way that it can be read.
+class InferenceModes:
+    """Runs one SAE of any kind in every inference mode that it has.
 
     Attributes:
         sae: The SAE as it was given.
-        ks: What to read it at: also the k that it was trained at.
+        ks: The k to evaluate, among them the one that it was trained at.
         architecture: As in ``BudgetMetrics``.
-        cosines: Those of all batches that were read.
+        cosines: The running cosines of the features of all batches.
+
+    Raises:
+        ValueError: If the SAE is of an unknown kind, or ``ks`` does not fit it.
     """
 
     def __init__(self, sae: SAE[Any], ks: Sequence[int]) -> None:
@@ -64,8 +68,8 @@ class Reader:
         self.sae = sae
         self.ks = sorted({*ks, self.trained_k or ks[-1]})
         self.architecture = sae.cfg.architecture()
-        self.cosines = Cosines(self.ks[-1] - 1)
-        # The same weights, in a form that can be read at any k where there is one.
+        self.cosines = NextRankCosines(self.ks[-1] - 1)
+        # The same weights as an SAE that runs at any k, where there is such a one.
         self._any_k: SAE[Any] = sae
         if isinstance(sae, TopKSAE) and not isinstance(sae, HierarchicalTopKSAE):
             self._any_k = HierarchicalTopKSAE.from_topk(sae)
@@ -83,7 +87,7 @@ class Reader:
         return self.sae.cfg.metadata.get("trained_k")
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set thresholds for a SAE that was not trained with any.
+        """Calibrate the thresholds of an SAE that was not trained with any.
 
         Args:
             batches: The model's activations, [tokens, d_in] each.
@@ -99,17 +103,21 @@ class Reader:
                     self._any_k, (x.to(self.sae.W_dec) for x in batches)
                 )
 
-    def read(self, x: Tensor, *, jumprelu: bool) -> Iterator[Reading]:
-        """Yield the readings of a batch, [tokens, d_in], those by rank first."""
-        with _flat(self.sae), _flat(self._any_k):
-            yield from self._read_by_rank(x)
-            if jumprelu and isinstance(self._any_k, HierarchicalTopKSAE):
-                yield from _read_by_thresholds(self._any_k, x, self.ks)
-            if not isinstance(self.sae, TopKSAE):
-                acts = self.sae.encode(x)
-                yield _dense("own", None, self.sae, acts)
+    def run(self, x: Tensor, *, jumprelu: bool) -> Iterator[ModeOutput]:
+        """Yield the output in each mode for a batch, [tokens, d_in]: top-k first.
 
-    def _read_by_rank(self, x: Tensor) -> Iterator[Reading]:
+        Args:
+            x: The model's activations.
+            jumprelu: Whether to run with one threshold for all features as well.
+        """
+        with _flat(self.sae), _flat(self._any_k):
+            yield from self._run_topk(x)
+            if jumprelu and isinstance(self._any_k, HierarchicalTopKSAE):
+                yield from _run_jumprelu(self._any_k, x, self.ks)
+            if not isinstance(self.sae, TopKSAE):
+                yield _decode_dense("own", None, self.sae, self.sae.encode(x))
+
+    def _run_topk(self, x: Tensor) -> Iterator[ModeOutput]:
         sae = self._any_k
         if isinstance(sae, HierarchicalTopKSAE):
             ranked, output_map = sae.rank_features(x, self.ks[-1])
@@ -120,30 +128,32 @@ class Reader:
         self.cosines.add(sae.W_dec, ranked)
         firings = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=x.device)
         norms = _norms(sae)
-        squares = as_double(torch.zeros_like(norms))
+        squared_acts = as_double(torch.zeros_like(norms))
         for before, k in pairwise([0, *self.ks]):
             values, indices = (part[:, before:k].flatten() for part in ranked)
             firings.index_add_(0, indices, (values > 0).long())
-            strengths = as_double(values * norms[indices])
-            squares.index_add_(0, indices.to(squares.device), strengths**2)
-            yield Reading("topk", k, next(outputs), firings, squares)
+            scaled = as_double(values * norms[indices])
+            squared_acts.index_add_(0, indices.to(squared_acts.device), scaled**2)
+            yield ModeOutput("topk", k, next(outputs), firings, squared_acts)
 
 
-def _read_by_thresholds(
+def _run_jumprelu(
     sae: HierarchicalTopKSAE, x: Tensor, ks: Sequence[int]
-) -> Iterator[Reading]:
+) -> Iterator[ModeOutput]:
     hidden_pre = sae.hidden_pre(x)
     for k in ks:
         if k <= sae.k_max:
             sae.threshold(k)  # which raises where it is unknown
             acts = above_threshold(hidden_pre, sae.thresholds[k - 1 : k])
-            yield _dense("jumprelu", k, sae, acts)
+            yield _decode_dense("jumprelu", k, sae, acts)
 
 
-def _dense(activation: str, k: int | None, sae: SAE[Any], acts: Tensor) -> Reading:
+def _decode_dense(
+    activation: str, k: int | None, sae: SAE[Any], acts: Tensor
+) -> ModeOutput:
     firings = (acts > 0).sum(dim=0)
-    squares = as_double(acts * _norms(sae)).pow(2).sum(dim=0)
-    return Reading(activation, k, sae.decode(acts), firings, squares)
+    squared_acts = as_double(acts * _norms(sae)).pow(2).sum(dim=0)
+    return ModeOutput(activation, k, sae.decode(acts), firings, squared_acts)
 
 
 def _norms(sae: SAE[Any]) -> Tensor:
@@ -158,7 +168,7 @@ def _has_one_threshold(sae: JumpReLUSAE) -> bool:
 
 
 def _without_threshold(sae: JumpReLUSAE, k_max: int) -> HierarchicalTopKSAE:
-    """Return a SAE with the very weights of a BatchTopK SAE, to read it at any k."""
+    """Return an SAE with the very weights of a BatchTopK SAE, which runs at any k."""
     settings = {f.name: getattr(sae.cfg, f.name) for f in fields(SAEConfig)}
     ranked = HierarchicalTopKSAE(
         HierarchicalTopKSAEConfig(
@@ -173,7 +183,7 @@ def _without_threshold(sae: JumpReLUSAE, k_max: int) -> HierarchicalTopKSAE:
 
 @contextmanager
 def _flat(sae: SAE[Any]) -> Iterator[None]:
-    """Let a SAE of heads take [tokens, heads · d_head]."""
+    """Let an SAE of hook_z take [tokens, heads · d_head]."""
     reshaping = sae.hook_z_reshaping_mode
     sae.turn_off_forward_pass_hook_z_reshaping()
     try:

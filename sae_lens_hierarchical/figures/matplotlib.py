@@ -1,4 +1,4 @@
-"""Figures as images, with matplotlib."""
+"""Draws figures as images, with matplotlib."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MARKERS = {
 }
 
 
-# A "$" in a SAE's name is no formula.
+# A "$" in an SAE's name is no formula.
 @rc_context({"text.parse_math": False})
 def draw(figure: Figure) -> Image:
-    """Draw a figure, with its title, one legend for all panels, and its caption."""
+    """Draw a figure as an image: title, panels, one legend for all, and caption."""
     columns = min(len(figure.panels), _COLUMNS)
     rows = math.ceil(len(figure.panels) / columns)
     width = 4.3 * columns + 2.2

@@ -1,4 +1,4 @@
-"""Panels of figures, with plotly."""
+"""Draws panels of figures, with plotly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["plot_json"]
 
 
 def plot_json(panel: Panel) -> str:
-    """Return a panel as the JSON that plotly.js draws, without a legend."""
+    """Draw a panel as JSON for plotly.js, without a legend."""
     plot = go.Figure([_trace(series, panel) for series in panel.series])
     plot.update_layout(
         title={"text": html.escape(panel.title), "font": {"size": 16}},
