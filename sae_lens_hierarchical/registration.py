@@ -21,7 +21,7 @@ def register_with_saelens() -> None:
 
     Loading SAELens takes seconds: ``--help`` and the loss alone need not wait for it.
     """
-    if _SAELENS in sys.modules:
+    if sys.modules.get(_SAELENS) is not None:
         import_module(_REGISTERING)
     elif not any(isinstance(finder, _AfterSAELens) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterSAELens())

@@ -204,9 +204,15 @@ def test_quickstart_writes_what_it_says_and_repeats(
 
     assert first.rows == second.rows
     out = capsys.readouterr().out
-    for name in ("metrics.parquet", "metrics.csv", "pareto.png", "report.html"):
-        assert (tmp_path / "a" / name).stat().st_size > 500
-    assert str(tmp_path / "a" / "report.html") in out.replace("\n", "")
+    figures = tmp_path / "a" / "figures"
+    for path in (
+        tmp_path / "a" / "metrics.parquet",
+        tmp_path / "a" / "metrics.csv",
+        figures / "overview.png",
+        figures / "figures.html",
+    ):
+        assert path.stat().st_size > 500
+    assert str(figures / "figures.html") in out.replace("\n", "")
     sae = SAE.load_from_disk(tmp_path / "a" / "saes" / "HierarchicalTopK")
     assert isinstance(sae, HierarchicalTopKSAE)
     table = read_table(tmp_path / "a" / "metrics.parquet")
@@ -215,9 +221,23 @@ def test_quickstart_writes_what_it_says_and_repeats(
         ks = [row.k for row in table.select(sae=name)]
         assert (ks[0], ks[-1]) == (1, sae.k_max)
     assert all(math.isfinite(row.fvu) for row in table.rows)
-    page = (tmp_path / "a" / "report.html").read_text()
-    assert 'src="data:image/png;base64,' in page
-    assert "http" not in page
+
+
+def test_the_bundled_preset_trains_with_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    command = ["train", "--preset", "bundled", "--training_tokens", "4096"]
+    options = ["--d_sae=64", "--k=4", f"--output_path={tmp_path / 'sae'}"]
+
+    assert main([*command, *options]) == 0
+
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    assert isinstance(sae, HierarchicalTopKSAE)
+    assert (sae.k_max, sae.cfg.d_sae) == (4, 64)
+    runner_cfg = json.loads((tmp_path / "sae" / "runner_cfg.json").read_text())
+    assert runner_cfg["lr_warm_up_steps"] == 1  # of eight steps
+    assert runner_cfg["matmul_precision"] == "high"
 
 
 def save_sae(folder: Path) -> HierarchicalTopKSAE:

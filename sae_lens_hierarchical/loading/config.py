@@ -68,6 +68,9 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
             _check_type(f"metadata.{name}", value, _METADATA_TYPES[name])
     if (context_size := metadata.get("context_size")) is not None:
         check_size(f"{SAE_CFG_FILENAME}: metadata.context_size", context_size)
+    head = metadata.get("hook_head_index")
+    if head is not None and head < 0:
+        _refuse("metadata.hook_head_index", "0 or above", head)
     positions = metadata.get("seqpos_slice")
     if positions is not None and not (
         isinstance(positions, list)
@@ -81,15 +84,19 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
     if not (
         tokens is None
         or isinstance(tokens, bool)
-        or (isinstance(tokens, list) and all(_is(one, int) for one in tokens))
+        or (isinstance(tokens, list) and all(map(_is_token, tokens)))
     ):
-        allowed = "true, false or a list of integers"
+        allowed = "true, false or a list of token ids"
         _refuse("metadata.exclude_special_tokens", allowed, tokens)
 
 
 def _check_type(name: str, value: object, kind: type) -> None:
     if not (_is(value, kind) or (kind is float and _is(value, int))):
         _refuse(name, f"of type {kind.__name__}", value)
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and _is(value, int) and 0 <= value < 2**31
 
 
 def _is(value: object, kind: type) -> bool:

@@ -42,6 +42,7 @@ __all__ = [
     "bundled_if_named",
     "load_model_and_dataset",
     "load_store",
+    "load_untrusted_model",
     "not_asking",
 ]
 
@@ -99,6 +100,10 @@ def allowed_model_kwargs(
         kwargs: ``model_from_pretrained_kwargs`` of an SAE's metadata or a run's config.
     """
     kwargs = kwargs or {}
+    if not isinstance(kwargs, Mapping):
+        raise ValueError(
+            f"model_from_pretrained_kwargs must be an object, got {kwargs!r}"
+        )
     refused = {
         name: value
         for name, value in kwargs.items()
@@ -164,6 +169,26 @@ def bundled_if_named(cfg: Any, model: Any, dataset: Any) -> tuple[Any, Any]:
     if dataset is None and cfg.dataset_path == BUNDLED_DATASET_NAME:
         dataset = load_bundled_dataset("train")
     return model, dataset
+
+
+def load_untrusted_model(cfg: Any) -> Any:
+    """Load the language model that a run's config from elsewhere names.
+
+    Args:
+        cfg: The run's.
+
+    Raises:
+        ValueError: If it may not be loaded as the config asks, or needs Python of its
+            own.
+    """
+    if cfg.model_name == BUNDLED_MODEL_NAME:
+        return load_bundled_model(cfg.llm_device)
+    metadata = SAEMetadata(
+        model_name=cfg.model_name,
+        model_class_name=cfg.model_class_name,
+        model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
+    )
+    return _load_model("the run", metadata, cfg.llm_device, trust_remote_code=False)
 
 
 def load_store(

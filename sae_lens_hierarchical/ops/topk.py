@@ -24,7 +24,8 @@ def stable_topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     for one k are those for any smaller k, in every batch and on every device.
 
     Args:
-        x: [..., n], floating point; NaN is larger than everything.
+        x: [..., n], floating point; NaN is larger than everything, and several stand
+            in any order.
         k: From 1 to n.
 
     Returns:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, TrainingSAE, logger
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATION_WHITENING_FILENAME,
+    SPARSITY_FILENAME,
+)
 from sae_lens.util import dtype_to_str
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
@@ -29,6 +35,10 @@ class HierarchicalBase(SAE[Any]):
 
     SAELens's normalization and reshaping are closures over one SAE, which its copies
     would go on using; here they belong to each SAE.
+
+    ``decode`` goes with the last input that was encoded, as in SAELens: with
+    ``normalize_activations`` by token, threads that share an SAE are to use
+    ``reconstruct``.
 
     Attributes:
         thresholds: θ(k) for k = 1 to K, [K], float32 whatever the SAE's dtype; NaN
@@ -125,6 +135,13 @@ class HierarchicalBase(SAE[Any]):
         if self.W_dec.dtype != dtype:
             self.dtype = self.W_dec.dtype
             self.cfg.dtype = dtype_to_str(self.dtype)
+            tracked = isinstance(self, TrainingSAE)  # then they follow by themselves
+            if not tracked and not self.thresholds.isnan().all():
+                logger.warning(
+                    f"The thresholds are of activations in {dtype}: an SAE in "
+                    f"{self.dtype} computes other ones. Set them anew with "
+                    "calibrate_thresholds, so that l0 is k again"
+                )
         if self.W_dec.device != device:
             self.device = self.W_dec.device
             self.cfg.device = str(self.device)
@@ -134,6 +151,17 @@ class HierarchicalBase(SAE[Any]):
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         super().fold_activation_norm_scaling_factor(scaling_factor)
         rescale_thresholds(self, scaling_factor)
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        # Of another SAE that was there: SAELens would leave them to this one.
+        for name in (
+            ACTIVATION_SCALER_CFG_FILENAME,
+            ACTIVATION_WHITENING_FILENAME,
+            SPARSITY_FILENAME,
+        ):
+            Path(path, name).unlink(missing_ok=True)
+        return super().save_model(path)
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:

@@ -54,16 +54,20 @@ def normalize(x: Tensor, normalize_activations: str) -> tuple[Tensor, OutputMap]
     Returns:
         The normalized activations, [..., d_in], and the way back.
     """
+    # In float16 the norm of ordinary tokens can overflow.
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
     if normalize_activations == "constant_norm_rescale":
-        norm, wanted = x.norm(dim=-1, keepdim=True), x.shape[-1] ** 0.5
-        return x * (wanted / norm.where(norm > 0, 1)), OutputMap(norm / wanted)
+        norm, wanted = exact.norm(dim=-1, keepdim=True), x.shape[-1] ** 0.5
+        normalized = exact * (wanted / norm.where(norm > 0, 1))
+        return normalized.to(x.dtype), OutputMap((norm / wanted).to(x.dtype))
     if normalize_activations == "layer_norm":
-        mean = x.mean(dim=-1, keepdim=True)
-        centred = x - mean
+        mean = exact.mean(dim=-1, keepdim=True)
+        centred = exact - mean
         std = (
             centred.std(dim=-1, keepdim=True)
             if x.shape[-1] > 1
             else torch.zeros_like(mean)  # where torch has NaN
         )
-        return centred / (std + _LAYER_NORM_EPSILON), OutputMap(std, mean)
+        normalized = centred / (std + _LAYER_NORM_EPSILON)
+        return normalized.to(x.dtype), OutputMap(std.to(x.dtype), mean.to(x.dtype))
     return x, OutputMap()

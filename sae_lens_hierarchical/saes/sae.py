@@ -259,7 +259,8 @@ class HierarchicalTopKSAE(HierarchicalBase, TopKSAE):
 
         Returns:
             x̂_k for each k of ``ks``, [len(ks), ..., d_in]: equal to the output of the
-            SAE at that k, up to rounding.
+            SAE at that k, up to rounding and without an error term; hooks on
+            ``hook_sae_output`` do not see it, as they do not see that of ``decode``.
 
         Raises:
             ValueError: If ``ks`` does not fit, or as ``encode_ranked`` does.

@@ -90,6 +90,7 @@ class ResumableActivationsStore(ActivationsStore):
     prefetched: deque[Tensor]
     n_sequences: int
     _buffer: MixingBuffer | None
+    _last_sequence: Tensor | None = None
     # Whether there were activations to train on since the dataset last began.
     _epoch_had_activations = False
     _epochs_without = 0
@@ -111,6 +112,7 @@ class ResumableActivationsStore(ActivationsStore):
         if adopted.cached_activation_dataset is None:
             next(adopted._iterate_tokenized_sequences())
             adopted.n_sequences = adopted.n_dataset_processed = 0
+            adopted._last_sequence = None
             adopted.iterable_sequences = adopted._iterate_tokenized_sequences()
         return adopted
 
@@ -119,6 +121,7 @@ class ResumableActivationsStore(ActivationsStore):
         before = self.n_sequences
         for sequence in super()._iterate_tokenized_sequences():
             self.n_sequences += 1
+            self._last_sequence = sequence
             yield sequence
         if self.n_sequences == before:  # and would be again, without end
             raise ValueError(
@@ -190,6 +193,8 @@ class ResumableActivationsStore(ActivationsStore):
             "n_sequences": torch.tensor(self.n_sequences),
             "rng_state": torch.get_rng_state(),
         }
+        if self._last_sequence is not None:
+            state["last_sequence"] = self._last_sequence.contiguous()
         if self.cached_activation_dataset is not None:
             state["current_row_idx"] = torch.tensor(self.current_row_idx)
         if self._buffer is not None:
@@ -213,6 +218,13 @@ class ResumableActivationsStore(ActivationsStore):
             super().load(file_path)
             return
         self._skip_sequences(int(state["n_sequences"]))
+        last = state.get("last_sequence")
+        here = self._last_sequence
+        if last is not None and here is not None and not torch.equal(last, here.cpu()):
+            raise ValueError(
+                "the dataset must be the one that the run was trained on, but its "
+                f"context number {self.n_sequences} is another one"
+            )
         if "current_row_idx" in state:
             self.current_row_idx = int(state["current_row_idx"])
         for name in ("stored", "serving"):

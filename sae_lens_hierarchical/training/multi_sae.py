@@ -42,7 +42,7 @@ from sae_lens_hierarchical.training.precision import (
     matmul_precision,
 )
 from sae_lens_hierarchical.training.rescue import save_somewhere
-from sae_lens_hierarchical.training.resume import origin, resumed
+from sae_lens_hierarchical.training.resume import make_paths_absolute, origin, resumed
 from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.step import FastSAETrainer
 from sae_lens_hierarchical.training.trainer import LiveTrainer
@@ -122,6 +122,7 @@ class MultiSAERunner(MultiSAETrainingRunner):
         override_model: HookedRootModule | None = None,
         override_saes: dict[str, TrainingSAE[Any]] | None = None,
     ) -> None:
+        make_paths_absolute(cfg)
         self._checkpoint = resumed(cfg)
         if self._checkpoint is not None:
             for name, sae in cfg.saes.items():

@@ -17,7 +17,13 @@ from sae_lens_hierarchical.training.checkpoint import (
     open_checkpoint,
 )
 
-__all__ = ["check_model_kwargs", "lies_where_it_was_written", "origin", "resumed"]
+__all__ = [
+    "check_model_kwargs",
+    "lies_where_it_was_written",
+    "make_paths_absolute",
+    "origin",
+    "resumed",
+]
 
 # What makes no other run: devices, where outputs go, how it is logged and computed.
 _MAY_DIFFER = {
@@ -65,6 +71,13 @@ def resumed(cfg: Any) -> Checkpoint | None:
     _check_same_run(checkpoint, cfg.to_dict())
     cfg.resume_from_checkpoint = str(checkpoint.folder)
     return checkpoint
+
+
+def make_paths_absolute(cfg: Any) -> None:
+    """Write out where a run's folders are, which its checkpoints will be known by."""
+    for name in ("checkpoint_path", "output_path"):
+        if (path := getattr(cfg, name)) is not None:
+            setattr(cfg, name, str(Path(path).absolute()))
 
 
 def origin(checkpoint: Checkpoint | None) -> tuple[str, Path | None]:
@@ -131,7 +144,8 @@ def check_model_kwargs(
 def lies_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:
     """Tell whether a checkpoint is where its own config says, not from elsewhere."""
     written = runner_cfg.get("checkpoint_path")
-    if not isinstance(written, str):
+    # A relative path could be made to fit wherever the user stands.
+    if not isinstance(written, str) or not Path(written).is_absolute():
         return False
     return Path(written).resolve() == folder.resolve().parent
 

@@ -17,7 +17,11 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from typing_extensions import Self, override
 
-from sae_lens_hierarchical.loading.models import bundled_if_named, not_asking
+from sae_lens_hierarchical.loading.models import (
+    bundled_if_named,
+    load_untrusted_model,
+    not_asking,
+)
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
@@ -44,6 +48,7 @@ from sae_lens_hierarchical.training.rescue import save_somewhere
 from sae_lens_hierarchical.training.resume import (
     check_model_kwargs,
     lies_where_it_was_written,
+    make_paths_absolute,
     origin,
     resumed,
 )
@@ -84,6 +89,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         override_sae: TrainingSAE[Any] | None = None,
     ) -> None:
         check_trainable("sae", cfg.sae)
+        make_paths_absolute(cfg)
         self._checkpoint = resumed(cfg)
         if self._checkpoint is not None:
             normalization = cfg.sae.normalize_activations
@@ -166,6 +172,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if trust_remote_code:
             return cls(cfg, override_dataset, override_model)
         cfg.dataset_trust_remote_code = False
+        if override_model is None and not cfg.use_cached_activations:
+            override_model = load_untrusted_model(cfg)
         with not_asking():
             return cls(cfg, override_dataset, override_model)
 

@@ -339,3 +339,45 @@ def test_an_sae_saved_at_another_k_loads_for_training(tmp_path: Path) -> None:
     assert isinstance(trained, HierarchicalTopKTrainingSAE)
     assert trained.cfg.k == K_MAX
     assert torch.equal(trained.thresholds, sae.thresholds)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS[1:])
+@pytest.mark.parametrize("scale", [3000.0, 1e-4])
+def test_float16_normalizes_large_and_small_tokens(
+    normalize: str, scale: float
+) -> None:
+    options: dict[str, Any] = {"normalize_activations": normalize}
+    cfg = HierarchicalTopKSAEConfig(d_in=1024, d_sae=64, k_max=8, **options)
+    sae = HierarchicalTopKSAE(cfg)
+    x = scale * torch.randn(5, 1024)
+    expected = sae(x)
+
+    half = sae.half()(x.half())
+
+    assert half.dtype == torch.float16
+    assert half.isfinite().all()
+    assert (half.float() - expected).norm() < 0.05 * expected.norm()
+
+
+def test_a_change_of_dtype_says_that_thresholds_are_to_be_set_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sae = make_sae()
+    sae.bfloat16().float()
+    assert caplog.text == ""  # there are none yet
+
+    calibrate_thresholds(sae, tokens(50))
+    sae.to("cpu").to(torch.float32)
+    assert caplog.text == ""
+    sae.to(torch.bfloat16)
+    assert "calibrate_thresholds" in caplog.text
+
+
+def test_saving_over_another_sae_leaves_nothing_of_it(tmp_path: Path) -> None:
+    for name in ("activation_scaler.json", "sparsity.safetensors", "notes.md"):
+        (tmp_path / name).write_text("of another SAE")
+
+    make_sae().save_model(tmp_path)
+
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"cfg.json", "sae_weights.safetensors", "notes.md"}

@@ -108,16 +108,27 @@ def test_missing_sizes_are_named() -> None:
         LanguageModelSAERunnerConfig(architecture="hierarchical_topk", d_in=16)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_the_papers_recipes(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "d_in"), [("gemma-2-2b-layer-12", 2304), ("qwen-2.5-7b-layer-14", 3584)]
+)
+def test_presets_are_the_papers_recipes(name: str, d_in: int) -> None:
     cfg = preset(name, verbose=False)
 
     assert isinstance(cfg.sae, HierarchicalTopKTrainingSAEConfig)
+    assert cfg.sae.d_in == d_in
     assert (cfg.sae.d_sae, cfg.sae.k, cfg.sae.loss_every) == (65_536, 128, 1)
     assert cfg.sae.unit_norm_decoder
     assert (cfg.lr, cfg.training_tokens) == (8e-4, 10**9)
     assert cfg.train_batch_size_tokens == 8096
     assert "fineweb" in cfg.dataset_path
+
+
+def test_the_bundled_presets_schedule_follows_its_tokens() -> None:
+    few = preset("bundled", training_tokens=51_200, verbose=False)
+
+    assert (few.total_training_steps, few.lr_warm_up_steps) == (100, 20)
+    assert (few.lr_decay_steps, few.logger.log_to_wandb) == (25, False)
+    assert set(PRESETS) == {"gemma-2-2b-layer-12", "qwen-2.5-7b-layer-14", "bundled"}
 
 
 def test_presets_can_be_changed_and_bad_names_are_refused() -> None:

@@ -28,6 +28,7 @@ from sae_lens_hierarchical import (
     TrainingDivergedError,
 )
 from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.data import load_bundled_dataset
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
 from sae_lens_hierarchical.training.claim import claimed
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
@@ -657,3 +658,54 @@ def test_a_dataset_of_excluded_tokens_alone_is_refused(
         with pytest.raises(ValueError, match="must have tokens that exclude_special_"):
             runner(cfg, options).run()
         assert not list(tmp_path.rglob("cfg.json"))
+
+
+@pytest.mark.parametrize("several_saes", [False, True])
+def test_another_dataset_is_refused_on_resuming(
+    several_saes: bool, make_config: MakeConfig, data: dict[str, Any]
+) -> None:
+    make = maker(make_config, several_saes)
+    cfg = make(n_checkpoints=2)
+    runner(cfg, data).run()
+    other = {**data, "override_dataset": load_bundled_dataset("held_out")}
+    resumed = make(resume_from_checkpoint=str(checkpoints(cfg)[-1]))
+
+    with pytest.raises(ValueError, match="must be the one that the run was trained on"):
+        runner(resumed, other).run()
+
+
+def test_a_relative_path_makes_no_checkpoint_the_users_own(
+    one_trained: Any,
+    data: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stranger knows what a clone will be called, and could name it."""
+    checkpoint = from_elsewhere(
+        one_trained,
+        tmp_path,
+        checkpoint_path=".",
+        output_path=str(tmp_path / "the users own"),
+    )
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ValueError, match="is not where its run wrote it"):
+        LanguageModelSAETrainingRunner.from_checkpoint(checkpoint.name, **data)
+
+
+def test_a_runs_own_relative_folders_resume_from_anywhere(
+    make_config: MakeConfig,
+    data: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = make_config(n_checkpoints=2, checkpoint_path="here", output_path="there")
+    runner(cfg, data).run()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    LanguageModelSAETrainingRunner.from_checkpoint(tmp_path / "here", **data).run()
+
+    assert (tmp_path / "there" / "cfg.json").is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []

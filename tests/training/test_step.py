@@ -103,8 +103,8 @@ def test_optimizer_state_follows_the_parameters_layout(tmp_path: Any) -> None:
     whole, part = fast(copy.deepcopy(sae)), fast(sae)
     run(whole, range(12))
     run(part, range(6))
-    part.save_trainer_state(tmp_path)
     sae.save_model(tmp_path)
+    part.save_trainer_state(tmp_path)
 
     again = make_sae(unit_norm_decoder=True)
     resumed = fast(again)
