@@ -1,9 +1,8 @@
-"""What may differ between a run and its checkpoint, and what a stranger's may say."""
+"""Whether a run may resume from a checkpoint: what may differ, and what is refused."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sae_lens_hierarchical.training.checkpoint import (
     open_checkpoint,
 )
 
-__all__ = ["check_model_kwargs", "lies_where_it_was_written", "origin", "resumed"]
+__all__ = ["check_model_kwargs", "checkpoint_to_resume", "is_where_it_was_written"]
 
 # What makes no other run: devices, where outputs go, how it is logged and computed.
 _MAY_DIFFER = {
@@ -49,12 +48,12 @@ _MAY_DIFFER_OF_AN_SAE = {"device", "backend"}
 _NOT_OF_THE_CONFIG = {"metadata"}  # the run itself fills it in
 
 
-def resumed(cfg: Any) -> Checkpoint | None:
-    """Return the checkpoint that a run goes on from, if it does.
+def checkpoint_to_resume(cfg: Any) -> Checkpoint | None:
+    """Find and check the checkpoint that a run is to resume from; None if it is new.
 
     Args:
-        cfg: The run's, for one SAE or several; its ``resume_from_checkpoint`` becomes
-            the checkpoint's own folder.
+        cfg: The run's config, for one SAE or several; its ``resume_from_checkpoint``
+            becomes the checkpoint's own folder.
 
     Raises:
         ValueError: If there is no whole one, or it is of another run.
@@ -65,13 +64,6 @@ def resumed(cfg: Any) -> Checkpoint | None:
     _check_same_run(checkpoint, cfg.to_dict())
     cfg.resume_from_checkpoint = str(checkpoint.folder)
     return checkpoint
-
-
-def origin(checkpoint: Checkpoint | None) -> tuple[str, Path | None]:
-    """Return a run's id, a new one for a new run, and what it goes on from."""
-    if checkpoint is None:
-        return uuid.uuid4().hex, None
-    return checkpoint.run_id, checkpoint.folder
 
 
 def _check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
@@ -108,7 +100,7 @@ def _check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
 def check_model_kwargs(
     source: Path, kwargs: Mapping[str, Any] | None, trust_remote_code: bool
 ) -> None:
-    """Check what a file from elsewhere would have a language model loaded with.
+    """Refuse a config that would run code while its language model is loaded.
 
     Args:
         source: The file, for the error.
@@ -128,8 +120,8 @@ def check_model_kwargs(
     )
 
 
-def lies_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:
-    """Tell whether a checkpoint is where its own config says, not from elsewhere."""
+def is_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:
+    """Tell whether a checkpoint is where its run wrote it, not moved or copied."""
     written = runner_cfg.get("checkpoint_path")
     if not isinstance(written, str):
         return False
