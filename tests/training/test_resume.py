@@ -31,16 +31,11 @@ from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 from sae_lens_hierarchical.training.run_folders import reserve_folders
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
 
 Runner = LanguageModelSAETrainingRunner | MultiSAERunner
-
-
-@pytest.fixture
-def data(model: HookedSAETransformer, text: Dataset) -> dict[str, Any]:
-    return {"override_dataset": text, "override_model": model}
 
 
 def several(make_config: MakeConfig, **changes: Any) -> Any:
