@@ -13,9 +13,9 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEConfig
 from torch import Tensor
 
+from sae_lens_hierarchical.files.atomic_directory import atomic_directory
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 from sae_lens_hierarchical.saes.checks import Activation, check_activation, check_k
-from sae_lens_hierarchical.training.atomic_directory import atomic_directory
 
 __all__ = ["export", "export_all"]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
-import numpy as np
 import pytest
 import torch
 
@@ -23,75 +22,19 @@ if not torch.cuda.is_available():
 from datasets import Dataset
 from sae_lens import HookedSAETransformer, LoggingConfig
 
-from sae_lens_hierarchical import (
-    HierarchicalTopKSAE,
-    HierarchicalTopKSAEConfig,
-    LanguageModelSAERunnerConfig,
-)
+from sae_lens_hierarchical import LanguageModelSAERunnerConfig
 from sae_lens_hierarchical.data import (
     BUNDLED_HOOK_NAME,
     BUNDLED_MODEL_NAME,
     load_bundled_dataset,
     load_bundled_model,
 )
-from sae_lens_hierarchical.eval.table import BudgetMetrics
+from tests.helpers import MakeConfig
 from tests.hub_server import HubServer
 from tests.stranger import Stranger
 
 # The tests' tensors are small: threads would mostly wait for each other.
 torch.set_num_threads(1)
-
-MakeConfig = Callable[..., LanguageModelSAERunnerConfig]
-
-
-def make_metrics(k: int, explained_variance: float, **changes: Any) -> BudgetMetrics:
-    settings: dict[str, Any] = {
-        "sae": "HierarchicalTopK",
-        "architecture": "hierarchical_topk",
-        "trained_k": 32,
-        "activation": "topk",
-        "k": k,
-        "tokens": 1000,
-        "ce_tokens": 500,
-        "l0": k - 0.5,
-        "explained_variance": explained_variance,
-        "fvu_centered": 0.8 * (1 - explained_variance),
-        "mse": 1.5,
-        "cosine_similarity": 0.9,
-        "ce_loss_score": 0.3,
-        "kl_div": 0.1,
-        "dead_features": k,
-        "almost_dead_features": k + 1,
-        "frequency": np.linspace(0, 1, 5, dtype=np.float32),
-        "mean_squared_activation": np.arange(5, dtype=np.float32),
-        "cosine_to_next": np.linspace(1, 0.5, k - 1, dtype=np.float32),
-    }
-    return BudgetMetrics(**settings | changes)
-
-
-def make_crude_sae(
-    model: HookedSAETransformer,
-    *,
-    decoder_norm: float = 1,
-    encoder_scale: float = 0.6,
-    **changes: Any,
-) -> HierarchicalTopKSAE:
-    """Return a SAE, K = 8, whose 96 features are the model's activations of tokens."""
-    sae = HierarchicalTopKSAE(
-        HierarchicalTopKSAEConfig(d_in=128, d_sae=96, k_max=8, **changes)
-    )
-    metadata = sae.cfg.metadata
-    metadata.model_name, metadata.hook_name = BUNDLED_MODEL_NAME, BUNDLED_HOOK_NAME
-    metadata.context_size, metadata.prepend_bos = 32, True
-    tokens = model.to_tokens(load_bundled_dataset("train")[0]["text"])[:, :100]
-    _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
-    x = cache[BUNDLED_HOOK_NAME][0, 1:97]
-    with torch.no_grad():
-        sae.b_dec[:] = x.mean(0)
-        directions = torch.nn.functional.normalize(x - x.mean(0))
-        sae.W_dec[:] = decoder_norm * directions
-        sae.W_enc[:] = encoder_scale * directions.T
-    return sae
 
 
 @pytest.fixture(autouse=True)

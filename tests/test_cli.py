@@ -24,7 +24,7 @@ from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, BUNDLED_MODEL_NAME
 from sae_lens_hierarchical.eval.table import MetricsTable, read_table, write_table
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
-from tests.conftest import MakeConfig, make_metrics
+from tests.helpers import MakeConfig, make_metrics
 from tests.hub_server import HubServer
 
 

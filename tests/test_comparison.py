@@ -29,7 +29,7 @@ from sae_lens_hierarchical.comparison import compare
 from sae_lens_hierarchical.eval.table import read_table
 from sae_lens_hierarchical.training.baselines import paper_comparison
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 
 def ours(k: int, **changes: Any) -> HierarchicalTopKTrainingSAEConfig:

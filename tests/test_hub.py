@@ -24,7 +24,7 @@ from sae_lens_hierarchical import (
 )
 from sae_lens_hierarchical.export import export_all
 from sae_lens_hierarchical.hub import CITATION, model_card, push_to_hub
-from tests.conftest import make_metrics
+from tests.helpers import make_metrics
 from tests.hub_server import HubServer
 
 REPO, D_IN, D_SAE, K_MAX = "user/repo", 12, 40, 8

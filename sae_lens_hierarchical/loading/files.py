@@ -1,4 +1,4 @@
-"""Files that may be anything: read when they are what they should be."""
+"""Reading files that anybody may have written: JSON, tensors, regular files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def regular_file(path: Path) -> Path:
-    """Return ``path``, which may be a link to a regular file.
+    """Return ``path`` if it is a regular file or a link to one.
 
     Raises:
         ValueError: If it is missing, or is something that opening might wait for.
@@ -31,7 +31,7 @@ def regular_file(path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
+    """Read a JSON file that holds an object.
 
     Raises:
         ValueError: If it holds none, naming the file.
@@ -39,11 +39,12 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from error
+        raise ValueError(f"{path} is damaged: it is no JSON: {error}") from error
     except RecursionError:
-        raise ValueError(f"{path.name} is nested too deeply") from None
+        raise ValueError(f"{path} is damaged: it is nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must hold an object, got {type(value).__name__}")
+        kind = type(value).__name__
+        raise ValueError(f"{path} is damaged: it must hold an object, got {kind}")
     return value
 
 

@@ -8,7 +8,7 @@ only if the user says so, and Python that lies with a text never.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ __all__ = [
     "load_model_and_dataset",
     "load_store",
     "load_untrusted_model",
-    "not_asking",
+    "no_remote_code_prompt",
 ]
 
 MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
@@ -202,7 +202,7 @@ def load_store(
         text: A data set, or its name on the Hub or path.
         options: As ``ActivationsStore.from_sae`` takes them.
     """
-    with not_asking():
+    with no_remote_code_prompt():
         return ActivationsStore.from_sae(
             model,
             sae,
@@ -236,7 +236,7 @@ def _load_model(
             "that you name with --model (in Python: model_name) is loaded without them"
         )
     try:
-        with not_asking():
+        with no_remote_code_prompt():
             return _load(model_class, model_name, kwargs, device, trust_remote_code)
     except ValueError as error:
         if trust_remote_code or "trust_remote_code" not in str(error):
@@ -286,8 +286,8 @@ def _load(
 
 
 @contextmanager
-def not_asking() -> Iterator[None]:
-    """Let transformers refuse a repository's Python where it would ask the terminal."""
+def no_remote_code_prompt() -> Generator[None]:
+    """Refuse code of a model's repository where transformers would ask the user."""
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:

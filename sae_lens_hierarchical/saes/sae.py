@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -143,7 +143,7 @@ class HierarchicalTopKSAE(HierarchicalBase, TopKSAE):
         return theta
 
     @contextmanager
-    def at_k(self, k: int) -> Iterator[Self]:
+    def at_k(self, k: int) -> Generator[Self]:
         """Use ``k`` active features within a ``with`` block.
 
         Like setting ``k``, this holds for everyone who uses this SAE meanwhile, other

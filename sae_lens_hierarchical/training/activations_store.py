@@ -19,12 +19,12 @@ __all__ = [
     "MixingBuffer",
     "ResumableActivationsStore",
     "TrackedPrefetch",
-    "refusing_empty",
+    "reject_empty_dataset",
 ]
 
 
 class MixingBuffer(Iterator[Tensor]):
-    """SAELens's ``mixing_buffer``, batch for batch, with its contents to be had.
+    """SAELens's ``mixing_buffer``, batch for batch, whose contents can be saved.
 
     Args:
         buffer_size: Activations held before a part of them is served.
@@ -80,7 +80,7 @@ class MixingBuffer(Iterator[Tensor]):
 class ResumableActivationsStore(ActivationsStore):
     """An ``ActivationsStore`` whose state holds all that the next batches depend on.
 
-    That is the place in the text (or in the cached activations), the mixing buffer,
+    That is the place in the dataset (or in the cached activations), the mixing buffer,
     batches made but not yet consumed, and torch's CPU random state. SAELens's own
     state holds the number of documents alone. With several hooks the buffer holds
     their activations side by side, as SAELens's does.
@@ -96,25 +96,25 @@ class ResumableActivationsStore(ActivationsStore):
     _epochs_without = 0
 
     @classmethod
-    def adopt(cls, store: ActivationsStore) -> Self:
-        """Make a store that has served nothing yet a resumable one.
+    def convert(cls, store: ActivationsStore) -> Self:
+        """Turn a store of SAELens that has served nothing yet into a resumable one.
 
         SAELens's runners name their store's class, and leave no place to change it.
 
         Raises:
-            ValueError: If there is not one full context in its text.
+            ValueError: If its dataset has not one full context.
         """
         store.__class__ = cls
-        adopted = cast("Self", store)
-        adopted.prefetched = deque()
-        adopted.n_sequences = 0
-        adopted._buffer = None
-        if adopted.cached_activation_dataset is None:
-            next(adopted._iterate_tokenized_sequences())
-            adopted.n_sequences = adopted.n_dataset_processed = 0
-            adopted._last_sequence = None
-            adopted.iterable_sequences = adopted._iterate_tokenized_sequences()
-        return adopted
+        converted = cast("Self", store)
+        converted.prefetched = deque()
+        converted.n_sequences = 0
+        converted._buffer = None
+        if converted.cached_activation_dataset is None:
+            next(converted._iterate_tokenized_sequences())
+            converted.n_sequences = converted.n_dataset_processed = 0
+            converted._last_sequence = None
+            converted.iterable_sequences = converted._iterate_tokenized_sequences()
+        return converted
 
     @override
     def _iterate_tokenized_sequences(self) -> Generator[Tensor, None, None]:
@@ -141,7 +141,7 @@ class ResumableActivationsStore(ActivationsStore):
 
     @property
     def buffer(self) -> MixingBuffer:
-        """The mixing buffer, which serves what ``unpack`` takes apart."""
+        """The mixing buffer, which serves what ``split_by_hook`` takes apart."""
         if self._buffer is None:
             self._buffer = MixingBuffer(
                 buffer_size=self.n_batches_in_buffer * self.training_context_size,
@@ -151,8 +151,8 @@ class ResumableActivationsStore(ActivationsStore):
             )
         return self._buffer
 
-    def unpack(self, batch: Tensor) -> Any:
-        """Return a batch as it is to be trained on: by hook, where there are several.
+    def split_by_hook(self, batch: Tensor) -> Any:
+        """Return a batch as it is trained on: by hook's name, where there are several.
 
         Args:
             batch: One of ``buffer``, [n, d_in], with the hooks' activations side by
@@ -184,7 +184,7 @@ class ResumableActivationsStore(ActivationsStore):
 
     @override
     def get_multi_hook_data_loader(self) -> Iterator[dict[str, Tensor]]:
-        return map(self.unpack, self.buffer)
+        return map(self.split_by_hook, self.buffer)
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
@@ -246,7 +246,7 @@ class ResumableActivationsStore(ActivationsStore):
 
 
 class TrackedPrefetch(PrefetchingIterator[Any]):
-    """SAELens's prefetching, which tells the store what is not yet consumed."""
+    """Prefetching that records which batches have not been trained on yet."""
 
     def __init__(self, store: ResumableActivationsStore, prefetch: int) -> None:
         self._store = store
@@ -261,11 +261,11 @@ class TrackedPrefetch(PrefetchingIterator[Any]):
     def __next__(self) -> Any:
         batch = super().__next__()
         self._store.prefetched.popleft()
-        return self._store.unpack(batch)
+        return self._store.split_by_hook(batch)
 
 
 @contextmanager
-def refusing_empty(dataset: object, dataset_path: str) -> Iterator[None]:
+def reject_empty_dataset(dataset: object, dataset_path: str) -> Generator[None]:
     """Refuse a dataset without documents, before or while SAELens opens it.
 
     SAELens would take another one, or end in StopIteration.

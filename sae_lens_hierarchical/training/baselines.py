@@ -1,4 +1,4 @@
-"""What HierarchicalTopK is compared with: SAELens's own SAEs, set up as well."""
+"""Configs of the SAEs that HierarchicalTopK is compared with, SAELens's own."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def paper_comparison(
     distances = sorted({1, *(max(1, K // part) for part in (16, 8, 4, 2))})
     ks = sorted({max(1, K // part) for part in (4, 2, 1)})
     return {
-        **{f"HierarchicalTopK-J{x}": _every(ours, x) for x in distances},
+        **{f"HierarchicalTopK-J{x}": _with_loss_every(ours, x) for x in distances},
         **{f"TopK-{k}": plain_topk(ours, k) for k in ks},
         **{f"BatchTopK-{k}": _batchtopk(ours, k) for k in ks},
         **{f"JumpReLU-{k}": _jumprelu(ours, k, steps) for k in ks},
     }
 
 
-def _every(
+def _with_loss_every(
     ours: HierarchicalTopKTrainingSAEConfig, x: int
 ) -> HierarchicalTopKTrainingSAEConfig:
     # A copy, since SAELens writes into the metadata of a config.

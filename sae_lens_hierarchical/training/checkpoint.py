@@ -1,4 +1,4 @@
-"""Checkpoints of one SAE or of several: which one a run goes on from, and whether."""
+"""Checkpoints of one SAE or of several: found, and checked before they are used."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from sae_lens.constants import (
 )
 from safetensors import SafetensorError, safe_open
 
-from sae_lens_hierarchical.training.atomic_directory import MANIFEST_FILENAME
-from sae_lens_hierarchical.training.manifest import read_json, read_manifest, verify
+from sae_lens_hierarchical.files.atomic_directory import MANIFEST_FILENAME
+from sae_lens_hierarchical.loading.files import read_json
+from sae_lens_hierarchical.training.manifest import read_manifest, verify
 
 __all__ = [
     "Checkpoint",
@@ -43,7 +44,7 @@ _FILES_OF_A_RUN = (ACTIVATIONS_STORE_STATE_FILENAME, RUNNER_CFG_FILENAME)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found whole.
+    """A checkpoint whose files are all there and undamaged.
 
     Attributes:
         folder: Its folder.
@@ -57,21 +58,21 @@ class Checkpoint:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Return ``path`` if it is a checkpoint, else the one within it to go on from.
+    """Return ``path`` if it is a checkpoint, else the newest checkpoint within it.
 
-    That is the one with the most trained samples, by its own content.
+    The newest is the one with the most trained samples, by its own content.
 
     Raises:
         ValueError: If there is none, if it lacks some of its files, or if there are
             checkpoints of more than one run.
     """
     path = Path(path)
-    if _looks_like_one(path) or (path / SAE_CFG_FILENAME).is_file():
+    if _looks_like_checkpoint(path) or (path / SAE_CFG_FILENAME).is_file():
         _check_files(path)
         return path
     runs: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     for folder in _checkpoints_in(path):
-        run_id, n_training_samples = _origin(folder)
+        run_id, n_training_samples = _run_and_samples(folder)
         runs[run_id].append((n_training_samples, folder))
     if not runs:
         raise ValueError(f"there is no checkpoint in {path}")
@@ -87,7 +88,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Check a checkpoint's files, before anything is made of them.
+    """Check that a checkpoint is whole and undamaged, and return what it says.
 
     Raises:
         ValueError: If one is missing, damaged or would run code, naming it.
@@ -102,10 +103,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         _check_readable(folder)
     else:
         verify(folder, manifest)
-    for part in _parts(folder):
+    for part in _sae_folders(folder):
         _n_training_samples(part / TRAINER_STATE_FILENAME)
     runner_cfg = read_json(folder / RUNNER_CFG_FILENAME)
-    return Checkpoint(folder, _origin(folder)[0], runner_cfg)
+    return Checkpoint(folder, _run_and_samples(folder)[0], runner_cfg)
 
 
 def read_runner_cfg(folder: Path) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def check_unfinished(checkpoint: Path, normalize_activations: str) -> None:
         )
 
 
-def _looks_like_one(folder: Path) -> bool:
+def _looks_like_checkpoint(folder: Path) -> bool:
     """Tell a checkpoint by any file that nothing else has."""
     names = (
         MANIFEST_FILENAME,
@@ -152,12 +153,12 @@ def _checkpoints_in(path: Path) -> list[Path]:
     found: list[Path] = []
     for folder in sorted(p for p in path.rglob("*") if p.is_dir()):
         hidden = any(part.startswith(".") for part in folder.relative_to(path).parts)
-        if not hidden and folder.parent not in found and _looks_like_one(folder):
+        if not hidden and folder.parent not in found and _looks_like_checkpoint(folder):
             found.append(folder)
     return found
 
 
-def _parts(folder: Path) -> list[Path]:
+def _sae_folders(folder: Path) -> list[Path]:
     """Return the folders of a checkpoint's SAEs: itself, or a sub-folder each."""
     path = folder / RUNNER_CFG_FILENAME
     runner_cfg = read_json(path) if path.is_file() else {}
@@ -172,7 +173,9 @@ def _parts(folder: Path) -> list[Path]:
 
 def _check_files(folder: Path) -> None:
     wanted = [folder / name for name in _FILES_OF_A_RUN]
-    wanted += [part / name for part in _parts(folder) for name in _FILES_OF_AN_SAE]
+    wanted += [
+        part / name for part in _sae_folders(folder) for name in _FILES_OF_AN_SAE
+    ]
     missing = [str(p.relative_to(folder)) for p in wanted if not p.is_file()]
     if missing:
         raise ValueError(f"{folder} is no whole checkpoint: it lacks {missing}")
@@ -181,7 +184,7 @@ def _check_files(folder: Path) -> None:
 def _check_readable(folder: Path) -> None:
     """Raise a ValueError for what shows without checksums, such as a cut-off file."""
     tensors = [folder / ACTIVATIONS_STORE_STATE_FILENAME]
-    for part in _parts(folder):
+    for part in _sae_folders(folder):
         tensors.append(part / SAE_WEIGHTS_FILENAME)
         read_json(part / SAE_CFG_FILENAME)
         read_json(part / ACTIVATION_SCALER_CFG_FILENAME)
@@ -193,7 +196,7 @@ def _check_readable(folder: Path) -> None:
             raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _origin(folder: Path) -> tuple[str, int]:
+def _run_and_samples(folder: Path) -> tuple[str, int]:
     """Return which run wrote a checkpoint, and the samples trained on until then."""
     manifest = read_manifest(folder)
     if manifest is not None:
@@ -201,7 +204,7 @@ def _origin(folder: Path) -> tuple[str, int]:
     # SAELens names a run's folder by an id, and its checkpoints by their samples.
     number = re.search(r"\d+$", folder.name)
     try:
-        samples = _n_training_samples(_parts(folder)[0] / TRAINER_STATE_FILENAME)
+        samples = _n_training_samples(_sae_folders(folder)[0] / TRAINER_STATE_FILENAME)
     except ValueError:
         samples = int(number[0]) if number is not None else 0
     return folder.parent.name, samples

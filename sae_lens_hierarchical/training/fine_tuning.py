@@ -1,4 +1,4 @@
-"""An SAE to be trained on from the weights of another one."""
+"""Fine-tuning: training that starts from another SAE's weights."""
 
 from __future__ import annotations
 

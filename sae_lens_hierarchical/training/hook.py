@@ -1,4 +1,4 @@
-"""Whether a model has what SAEs are to be trained on."""
+"""Checks that a model has the hook that an SAE is to be trained on."""
 
 from __future__ import annotations
 

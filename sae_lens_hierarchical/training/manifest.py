@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lens_hierarchical.training.atomic_directory import MANIFEST_FILENAME
+from sae_lens_hierarchical.files.atomic_directory import MANIFEST_FILENAME
+from sae_lens_hierarchical.loading.files import read_json
 
-__all__ = ["Manifest", "read_json", "read_manifest", "verify", "write_manifest"]
+__all__ = ["Manifest", "read_manifest", "verify", "write_manifest"]
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """Which run wrote a checkpoint, when, and the checksums of its files.
 
     Attributes:
         run_id: The run that wrote it; a resumed run is the same one.
@@ -85,21 +86,6 @@ def verify(
             )
         if _facts(path) != facts:
             raise ValueError(f"{path} is damaged: it does not match its checksum")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        ValueError: If there is none in it, naming the file.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: it is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
-    return content
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Several SAEs trained on the same activations, by SAELens's runner for that."""
+"""Training several SAEs on the same activations, with SAELens's multi-SAE runner."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule
 from typing_extensions import override
 
+from sae_lens_hierarchical.files.atomic_directory import atomic_directory
 from sae_lens_hierarchical.loading.models import bundled_if_named
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
-    refusing_empty,
+    reject_empty_dataset,
 )
-from sae_lens_hierarchical.training.atomic_directory import atomic_directory
-from sae_lens_hierarchical.training.checkpoint import check_unfinished
-from sae_lens_hierarchical.training.claim import claimed
+from sae_lens_hierarchical.training.checkpoint import Checkpoint, check_unfinished
 from sae_lens_hierarchical.training.config import check_trainable
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.precision import (
@@ -41,11 +40,15 @@ from sae_lens_hierarchical.training.precision import (
     MatmulPrecision,
     matmul_precision,
 )
-from sae_lens_hierarchical.training.rescue import save_somewhere
-from sae_lens_hierarchical.training.resume import make_paths_absolute, origin, resumed
+from sae_lens_hierarchical.training.resume import (
+    checkpoint_to_resume,
+    make_paths_absolute,
+)
+from sae_lens_hierarchical.training.run_folders import reserve_folders
+from sae_lens_hierarchical.training.saving import save_with_fallback
 from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.step import FastSAETrainer
-from sae_lens_hierarchical.training.trainer import LiveTrainer
+from sae_lens_hierarchical.training.trainer import ResumableTrainerMixin
 
 __all__ = ["MultiSAERunner", "multi_sae_config"]
 
@@ -113,7 +116,7 @@ class MultiSAERunner(MultiSAETrainingRunner):
     """
 
     # Holds back the prefetching thread, where there is one.
-    _store_at_rest: Callable[[], AbstractContextManager[None]] = nullcontext
+    _pause_prefetching: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(
         self,
@@ -123,19 +126,21 @@ class MultiSAERunner(MultiSAETrainingRunner):
         override_saes: dict[str, TrainingSAE[Any]] | None = None,
     ) -> None:
         make_paths_absolute(cfg)
-        self._checkpoint = resumed(cfg)
+        self._checkpoint = checkpoint_to_resume(cfg)
         if self._checkpoint is not None:
             for name, sae in cfg.saes.items():
                 part = self._checkpoint.folder / name
                 check_unfinished(part, sae.normalize_activations)
-        with claimed(cfg):
+        with reserve_folders(cfg):
             pass  # they can be written: the run itself holds them
         override_model, override_dataset = bundled_if_named(
             cfg, override_model, override_dataset
         )
-        with refusing_empty(override_dataset, cfg.dataset_path):
+        with reject_empty_dataset(override_dataset, cfg.dataset_path):
             super().__init__(cfg, override_dataset, override_model, override_saes)
-        self.activations_store = ResumableActivationsStore.adopt(self.activations_store)
+        self.activations_store = ResumableActivationsStore.convert(
+            self.activations_store
+        )
 
     @override
     def run(self) -> dict[str, TrainingSAE[Any]]:
@@ -156,7 +161,7 @@ class MultiSAERunner(MultiSAETrainingRunner):
         self._prefetch = self.cfg.prefetch_llm_batches
         self.cfg.prefetch_llm_batches = False
         precision = getattr(self.cfg, "matmul_precision", SAELENS_PRECISION)
-        with claimed(self.cfg), matmul_precision(precision):
+        with reserve_folders(self.cfg), matmul_precision(precision):
             return super().run()
 
     @override
@@ -165,8 +170,8 @@ class MultiSAERunner(MultiSAETrainingRunner):
     ) -> dict[str, TrainingSAE[Any]]:
         # SAELens's run names its trainer's class, and leaves no other place to change.
         trainer.__class__ = ResumableMultiSAETrainer
-        live = cast("ResumableMultiSAETrainer", trainer)
-        live.begin(*origin(self._checkpoint))
+        resumable = cast("ResumableMultiSAETrainer", trainer)
+        resumable.prepare(self._checkpoint)
         self.cfg.prefetch_llm_batches = self._prefetch
         with ExitStack() as stack:
             if self._prefetch:
@@ -174,13 +179,13 @@ class MultiSAERunner(MultiSAETrainingRunner):
                 ahead = TrackedPrefetch(store, int(self._prefetch))
                 stack.callback(ahead.close)
                 trainer.data_provider = ahead
-                self._store_at_rest = ahead.paused
-            stack.enter_context(stopping_on_signals(live))
+                self._pause_prefetching = ahead.paused
+            stack.enter_context(stopping_on_signals(resumable))
             return trainer.fit()
 
     @override
     def _save_runner_checkpoint_files(self, checkpoint_path: Path | None) -> None:
-        with self._store_at_rest():
+        with self._pause_prefetching():
             super()._save_runner_checkpoint_files(checkpoint_path)
 
     @override
@@ -198,15 +203,15 @@ class MultiSAERunner(MultiSAETrainingRunner):
                 self.cfg.output_path = output
 
         with atomic_directory(Path(output)) as staging:
-            save_somewhere(save_to, staging)
+            save_with_fallback(save_to, staging)
 
 
-class ResumableMultiSAETrainer(LiveTrainer, MultiSAETrainer):
-    """Trains several SAEs, with a live bar and whole checkpoints."""
+class ResumableMultiSAETrainer(ResumableTrainerMixin, MultiSAETrainer):
+    """A ``MultiSAETrainer`` that can be killed at any moment."""
 
     @override
-    def begin(self, run_id: str, resumed_from: Path | None) -> None:
-        super().begin(run_id, resumed_from)
+    def prepare(self, resumed_from: Checkpoint | None) -> None:
+        super().prepare(resumed_from)
         for name, trainer in self.trainers.items():
             trainer.__class__ = FastSAETrainer  # SAELens names the class, too
             cast("FastSAETrainer", trainer).prepare_optimizer()
@@ -214,14 +219,14 @@ class ResumableMultiSAETrainer(LiveTrainer, MultiSAETrainer):
             trainer.step = partial(self._step, name, trainer.step)
 
     @override
-    def trained(self) -> Mapping[str, TrainingSAE[Any]]:
+    def saes_by_name(self) -> Mapping[str, TrainingSAE[Any]]:
         return self.saes
 
     def _step(
         self, name: str, step: Callable[[Tensor], TrainStepOutput], batch: Tensor
     ) -> TrainStepOutput:
         output = step(batch)
-        self.watch(output.loss, self.trainers[name].n_training_samples, name)
+        self.record_loss(output.loss, self.trainers[name].n_training_samples, name)
         # SAELens holds the outputs of all SAEs at once, [batch, d_sae] each.
         output.hidden_pre = batch.new_empty(0)
         if not self._is_logging_step():
@@ -246,7 +251,7 @@ class ResumableMultiSAETrainer(LiveTrainer, MultiSAETrainer):
     def _update_pbar(
         self,
         step_outputs: dict[str, TrainStepOutput],
-        pbar: tqdm,
+        pbar: tqdm[Any],
         update_interval: int = 100,
     ) -> None:
         self.after_step(pbar, {name: o.loss for name, o in step_outputs.items()})

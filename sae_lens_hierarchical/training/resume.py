@@ -1,9 +1,8 @@
-"""What may differ between a run and its checkpoint, and what a stranger's may say."""
+"""Whether a run may resume from a checkpoint: what may differ, and what is refused."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from sae_lens_hierarchical.training.checkpoint import (
 
 __all__ = [
     "check_model_kwargs",
-    "lies_where_it_was_written",
+    "checkpoint_to_resume",
+    "is_where_it_was_written",
     "make_paths_absolute",
-    "origin",
-    "resumed",
 ]
 
 # What makes no other run: devices, where outputs go, how it is logged and computed.
@@ -55,12 +53,12 @@ _MAY_DIFFER_OF_AN_SAE = {"device", "backend"}
 _NOT_OF_THE_CONFIG = {"metadata"}  # the run itself fills it in
 
 
-def resumed(cfg: Any) -> Checkpoint | None:
-    """Return the checkpoint that a run goes on from, if it does.
+def checkpoint_to_resume(cfg: Any) -> Checkpoint | None:
+    """Find and check the checkpoint that a run is to resume from; None if it is new.
 
     Args:
-        cfg: The run's, for one SAE or several; its ``resume_from_checkpoint`` becomes
-            the checkpoint's own folder.
+        cfg: The run's config, for one SAE or several; its ``resume_from_checkpoint``
+            becomes the checkpoint's own folder.
 
     Raises:
         ValueError: If there is no whole one, or it is of another run.
@@ -78,13 +76,6 @@ def make_paths_absolute(cfg: Any) -> None:
     for name in ("checkpoint_path", "output_path"):
         if (path := getattr(cfg, name)) is not None:
             setattr(cfg, name, str(Path(path).absolute()))
-
-
-def origin(checkpoint: Checkpoint | None) -> tuple[str, Path | None]:
-    """Return a run's id, a new one for a new run, and what it goes on from."""
-    if checkpoint is None:
-        return uuid.uuid4().hex, None
-    return checkpoint.run_id, checkpoint.folder
 
 
 def _check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
@@ -121,7 +112,7 @@ def _check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
 def check_model_kwargs(
     source: Path, kwargs: Mapping[str, Any] | None, trust_remote_code: bool
 ) -> None:
-    """Check what a file from elsewhere would have a language model loaded with.
+    """Refuse a config that would run code while its language model is loaded.
 
     Args:
         source: The file, for the error.
@@ -141,8 +132,8 @@ def check_model_kwargs(
     )
 
 
-def lies_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:
-    """Tell whether a checkpoint is where its own config says, not from elsewhere."""
+def is_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:
+    """Tell whether a checkpoint is where its run wrote it, not moved or copied."""
     written = runner_cfg.get("checkpoint_path")
     # A relative path could be made to fit wherever the user stands.
     if not isinstance(written, str) or not Path(written).is_absolute():

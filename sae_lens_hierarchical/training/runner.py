@@ -1,8 +1,8 @@
-"""SAELens's training runner, made to survive being killed."""
+"""SAELens's training runner, which resumes exactly after being killed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -17,23 +17,22 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from typing_extensions import Self, override
 
+from sae_lens_hierarchical.files.atomic_directory import atomic_directory
 from sae_lens_hierarchical.loading.models import (
     bundled_if_named,
     load_untrusted_model,
-    not_asking,
+    no_remote_code_prompt,
 )
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
-    refusing_empty,
+    reject_empty_dataset,
 )
-from sae_lens_hierarchical.training.atomic_directory import atomic_directory
 from sae_lens_hierarchical.training.checkpoint import (
     check_unfinished,
     find_checkpoint,
     read_runner_cfg,
 )
-from sae_lens_hierarchical.training.claim import claimed
 from sae_lens_hierarchical.training.config import (
     LanguageModelSAERunnerConfig,
     check_trainable,
@@ -44,14 +43,14 @@ from sae_lens_hierarchical.training.precision import (
     SAELENS_PRECISION,
     matmul_precision,
 )
-from sae_lens_hierarchical.training.rescue import save_somewhere
 from sae_lens_hierarchical.training.resume import (
     check_model_kwargs,
-    lies_where_it_was_written,
+    checkpoint_to_resume,
+    is_where_it_was_written,
     make_paths_absolute,
-    origin,
-    resumed,
 )
+from sae_lens_hierarchical.training.run_folders import reserve_folders
+from sae_lens_hierarchical.training.saving import save_with_fallback
 from sae_lens_hierarchical.training.signals import stopping_on_signals
 from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 
@@ -79,7 +78,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     """
 
     # Holds back the prefetching thread, where there is one.
-    _store_at_rest: Callable[[], AbstractContextManager[None]] = nullcontext
+    _pause_prefetching: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(
         self,
@@ -90,11 +89,11 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     ) -> None:
         check_trainable("sae", cfg.sae)
         make_paths_absolute(cfg)
-        self._checkpoint = resumed(cfg)
+        self._checkpoint = checkpoint_to_resume(cfg)
         if self._checkpoint is not None:
             normalization = cfg.sae.normalize_activations
             check_unfinished(self._checkpoint.folder, normalization)
-        with claimed(cfg):
+        with reserve_folders(cfg):
             pass  # they can be written: the run itself holds them
         torch.manual_seed(cfg.seed)
         if override_sae is None and cfg.from_pretrained_path is not None:
@@ -106,13 +105,15 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         override_model, override_dataset = bundled_if_named(
             cfg, override_model, override_dataset
         )
-        with refusing_empty(override_dataset, cfg.dataset_path):
+        with reject_empty_dataset(override_dataset, cfg.dataset_path):
             super().__init__(cfg, override_dataset, override_model, override_sae)
         if not cfg.use_cached_activations:
             check_hook(
                 self.model, cfg, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in
             )
-        self.activations_store = ResumableActivationsStore.adopt(self.activations_store)
+        self.activations_store = ResumableActivationsStore.convert(
+            self.activations_store
+        )
 
     @classmethod
     def from_checkpoint(
@@ -152,8 +153,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
                 f"{folder} is of several SAEs: set it as resume_from_checkpoint in the "
                 "config of a MultiSAERunner"
             )
-        at_home = lies_where_it_was_written(folder, fields)
-        if output is None and not at_home:
+        in_place = is_where_it_was_written(folder, fields)
+        if output is None and not in_place:
             raise ValueError(
                 f"{folder} is not where its run wrote it, "
                 f"{fields.get('checkpoint_path')}: say where to write with "
@@ -166,7 +167,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         cfg.resume_from_checkpoint = str(folder)
         if output is not None:
             cfg.output_path = str(output)
-        if not at_home:
+        if not in_place:
             cfg.checkpoint_path = str(Path(str(output)) / "checkpoints")
             cfg.logger.log_to_wandb = False
         if trust_remote_code:
@@ -174,7 +175,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         cfg.dataset_trust_remote_code = False
         if override_model is None and not cfg.use_cached_activations:
             override_model = load_untrusted_model(cfg)
-        with not_asking():
+        with no_remote_code_prompt():
             return cls(cfg, override_dataset, override_model)
 
     @override
@@ -188,7 +189,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             OSError: If something could not be written, naming what is whole and where.
         """
         precision = getattr(self.cfg, "matmul_precision", SAELENS_PRECISION)
-        with claimed(self.cfg), matmul_precision(precision):
+        with reserve_folders(self.cfg), matmul_precision(precision):
             return self._run()
 
     def _run(self) -> TrainingSAE[Any]:
@@ -217,7 +218,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             trainer.load_trainer_state(folder)
             self.sae.load_weights_from_checkpoint(folder)
             self.activations_store.load_from_checkpoint(folder)
-        trainer.begin(*origin(self._checkpoint))
+        trainer.prepare(self._checkpoint)
         self._compile_sae_if_needed()
         with self._prefetching(trainer), stopping_on_signals(trainer):
             sae = trainer.fit()
@@ -229,23 +230,23 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         return sae
 
     @contextmanager
-    def _prefetching(self, trainer: ResumableSAETrainer) -> Iterator[None]:
+    def _prefetching(self, trainer: ResumableSAETrainer) -> Generator[None]:
         size = int(self.cfg.prefetch_llm_batches)
         if not size:
             yield
             return
         store = cast("ResumableActivationsStore", self.activations_store)
         trainer.data_provider = TrackedPrefetch(store, size)
-        self._store_at_rest = trainer.data_provider.paused
+        self._pause_prefetching = trainer.data_provider.paused
         try:
             yield
         finally:
-            self._store_at_rest = nullcontext
+            self._pause_prefetching = nullcontext
             trainer.data_provider.close()
 
     @override
     def save_checkpoint(self, checkpoint_path: Path | None) -> None:
-        with self._store_at_rest():
+        with self._pause_prefetching():
             super().save_checkpoint(checkpoint_path)
 
     @override
@@ -257,6 +258,6 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     ) -> None:
         save = super().save_final_sae
         with atomic_directory(Path(output_path)) as staging:
-            save_somewhere(
+            save_with_fallback(
                 lambda folder: save(sae, str(folder), log_feature_sparsity), staging
             )

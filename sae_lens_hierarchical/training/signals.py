@@ -1,22 +1,22 @@
-"""Signals that end training after a step, in place of within one."""
+"""SIGINT and SIGTERM end training after a step, not within one."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 from sae_lens import logger
 
-from sae_lens_hierarchical.training.trainer import LiveTrainer
+from sae_lens_hierarchical.training.trainer import ResumableTrainerMixin
 
 __all__ = ["stopping_on_signals"]
 
 
 @contextmanager
-def stopping_on_signals(trainer: LiveTrainer) -> Iterator[None]:
+def stopping_on_signals(trainer: ResumableTrainerMixin) -> Generator[None]:
     """Let the first SIGINT or SIGTERM ask ``trainer`` to stop; a second one kills."""
     # Python delivers signals to the main thread alone and takes handlers only there.
     if threading.current_thread() is not threading.main_thread():

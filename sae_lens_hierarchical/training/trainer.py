@@ -1,9 +1,10 @@
-"""SAELens's trainer with whole checkpoints, exact resumption and a live bar."""
+"""SAELens's trainer, with checkpoints that a killed run leaves whole."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,20 +15,21 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
-from sae_lens_hierarchical.training.atomic_directory import atomic_directory
+from sae_lens_hierarchical.files.atomic_directory import atomic_directory
+from sae_lens_hierarchical.training.checkpoint import Checkpoint
 from sae_lens_hierarchical.training.manifest import write_manifest
-from sae_lens_hierarchical.training.rescue import WRITE_ERRORS
+from sae_lens_hierarchical.training.saving import WRITE_ERRORS
 from sae_lens_hierarchical.training.step import FastSAETrainer
 
 __all__ = [
-    "LiveTrainer",
     "ResumableSAETrainer",
+    "ResumableTrainerMixin",
     "TrainingDivergedError",
     "TrainingInterrupted",
 ]
 
 # Reading a loss makes the host wait for the device, which a CPU need not.
-_STEPS_BETWEEN_LOOKS = 16
+_STEPS_BETWEEN_CHECKS = 16
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -65,8 +67,8 @@ class _Loss(NamedTuple):
     value: Tensor
 
 
-class LiveTrainer:
-    """What a trainer of SAELens is to do besides training; mixed into one.
+class ResumableTrainerMixin:
+    """Gives a trainer of SAELens whole checkpoints, checks for divergence, a live bar.
 
     Attributes:
         stop_requested: Set it to end training after the step under way, with a
@@ -85,12 +87,16 @@ class LiveTrainer:
     run_id: str
     last_checkpoint: Path | None
 
-    def begin(self, run_id: str, resumed_from: Path | None) -> None:
+    def prepare(self, resumed_from: Checkpoint | None) -> None:
         """Get ready to train; call it once a checkpoint, if any, is loaded."""
-        self.run_id, self.last_checkpoint = run_id, resumed_from
+        if resumed_from is None:
+            self.run_id, self.last_checkpoint = uuid.uuid4().hex, None
+        else:
+            self.run_id = resumed_from.run_id
+            self.last_checkpoint = resumed_from.folder
         self.stop_requested = False
         self._losses_shown_at = 0.0
-        self._unread: list[_Loss] = []
+        self._unchecked_losses: list[_Loss] = []
         # SAELens saves within a step, before it counts that step.
         batch_size = self.cfg.train_batch_size_samples
         self.n_training_steps = self.n_training_samples // batch_size
@@ -98,28 +104,28 @@ class LiveTrainer:
             t for t in self.checkpoint_thresholds if t >= self.n_training_samples
         ]
 
-    def trained(self) -> Mapping[str, TrainingSAE[Any]]:
-        """Return the SAEs by name; one alone has none."""
+    def saes_by_name(self) -> Mapping[str, TrainingSAE[Any]]:
+        """Return the SAEs in training by name; a run's only SAE is called ``""``."""
         raise NotImplementedError
 
-    def watch(self, loss: Tensor, samples: int, sae: str = "") -> None:
-        """Take note of a step's loss, and look whether those so far were finite.
+    def record_loss(self, loss: Tensor, samples: int, sae: str = "") -> None:
+        """Record a step's loss, and stop where one so far was not finite.
 
         Raises:
             TrainingDivergedError: If one was not.
         """
         step = self.n_training_steps + 1
-        self._unread.append(_Loss(sae, step, samples, loss.detach()))
-        since = step - self._unread[0].step
+        self._unchecked_losses.append(_Loss(sae, step, samples, loss.detach()))
+        since = step - self._unchecked_losses[0].step
         on_host = loss.device.type == "cpu"
-        if on_host or since >= _STEPS_BETWEEN_LOOKS or self._is_logging_step():
-            self._look_at_losses()
+        if on_host or since >= _STEPS_BETWEEN_CHECKS or self._is_logging_step():
+            self._check_losses()
 
     def check_finite(self) -> None:
         """Raise TrainingDivergedError if a loss so far, or a weight, is not finite."""
-        self._look_at_losses()
+        self._check_losses()
         step = self.n_training_samples // self.cfg.train_batch_size_samples
-        for name, sae in self.trained().items():
+        for name, sae in self.saes_by_name().items():
             for weight, value in sae.named_parameters():
                 if not value.isfinite().all():
                     raise TrainingDivergedError(
@@ -128,12 +134,12 @@ class LiveTrainer:
                         self.last_checkpoint,
                     )
 
-    def _look_at_losses(self) -> None:
-        unread, self._unread = self._unread, []
-        if not unread:
+    def _check_losses(self) -> None:
+        unchecked, self._unchecked_losses = self._unchecked_losses, []
+        if not unchecked:
             return
-        values = torch.stack([loss.value.float() for loss in unread]).tolist()
-        for loss, value in zip(unread, values, strict=True):
+        values = torch.stack([loss.value.float() for loss in unchecked]).tolist()
+        for loss, value in zip(unchecked, values, strict=True):
             if value - value != 0:  # NaN and infinity alone
                 raise TrainingDivergedError(
                     f"the loss{_of(loss.sae)} was {value} at step {loss.step} "
@@ -142,8 +148,8 @@ class LiveTrainer:
                 )
 
     @contextmanager
-    def checkpoint_folder(self, checkpoint: Path) -> Iterator[Path]:
-        """Give a folder to fill that becomes a checkpoint, with a manifest.
+    def checkpoint_folder(self, checkpoint: Path) -> Generator[Path]:
+        """Give a folder to write a checkpoint into, which appears when it is whole.
 
         Raises:
             TrainingDivergedError: If a loss or a weight is not finite.
@@ -161,7 +167,7 @@ class LiveTrainer:
             ) from error
         self.last_checkpoint = checkpoint
 
-    def after_step(self, bar: tqdm, losses: Mapping[str, Tensor | float]) -> None:
+    def after_step(self, bar: tqdm[Any], losses: Mapping[str, Tensor | float]) -> None:
         """Move the bar, show losses once a second, and stop if that is wanted.
 
         Raises:
@@ -182,20 +188,20 @@ class LiveTrainer:
         raise TrainingInterrupted(checkpoint)
 
 
-class ResumableSAETrainer(LiveTrainer, FastSAETrainer):
+class ResumableSAETrainer(ResumableTrainerMixin, FastSAETrainer):
     """An ``SAETrainer`` that can be killed at any moment.
 
     A checkpoint's folder appears under its name when all of its files are written.
     """
 
     @override
-    def trained(self) -> Mapping[str, TrainingSAE[Any]]:
+    def saes_by_name(self) -> Mapping[str, TrainingSAE[Any]]:
         return {"": self.sae}
 
     @override
     def step(self, batch: Tensor) -> TrainStepOutput:
         output = super().step(batch)
-        self.watch(output.loss, self.n_training_samples)
+        self.record_loss(output.loss, self.n_training_samples)
         return output
 
     @override
@@ -216,7 +222,7 @@ class ResumableSAETrainer(LiveTrainer, FastSAETrainer):
     @override
     @torch.no_grad()
     def _update_pbar(
-        self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 100
+        self, step_output: TrainStepOutput, pbar: tqdm[Any], update_interval: int = 100
     ) -> None:
         self.after_step(pbar, step_output.losses)
 

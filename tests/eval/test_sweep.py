@@ -46,7 +46,7 @@ from sae_lens_hierarchical.eval.table import (
     read_table,
     write_table,
 )
-from tests.conftest import make_crude_sae, make_metrics
+from tests.helpers import make_crude_sae, make_metrics
 
 KS = [1, 3, 8]
 

@@ -182,11 +182,11 @@ def test_a_wrong_path_names_the_saes_that_are_there(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "cfg.json is no JSON"),
-        ("{", "cfg.json is no JSON"),
-        ("[1]", "cfg.json must hold an object, got list"),
-        ('{"a":' * 100_000, "cfg.json is nested too deeply"),
-        ("\0", "cfg.json is no JSON"),
+        ("", "cfg.json is damaged: it is no JSON"),
+        ("{", "cfg.json is damaged: it is no JSON"),
+        ("[1]", "cfg.json is damaged: it must hold an object, got list"),
+        ('{"a":' * 100_000, "cfg.json is damaged: it is nested too deeply"),
+        ("\0", "cfg.json is damaged: it is no JSON"),
     ],
 )
 def test_what_is_no_config_is_named(saved: Saved, text: str, message: str) -> None:

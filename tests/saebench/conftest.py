@@ -13,7 +13,7 @@ import pytest
 from sae_lens import HookedSAETransformer
 
 from sae_lens_hierarchical import HierarchicalTopKSAE
-from tests.conftest import make_crude_sae
+from tests.helpers import make_crude_sae
 from tests.saebench.judge_server import JudgeServer, judge_server
 
 _NEED_IT = ["test_command.py", "test_evals.py", "test_judge.py", "test_relied_on.py"]

@@ -17,7 +17,7 @@ from sae_lens_hierarchical.saebench.results import (
     read_results,
     results_table,
 )
-from tests.conftest import make_metrics
+from tests.helpers import make_metrics
 
 
 def write(path: Path, sae: str, k: int | None, metrics: dict[str, Any]) -> None:

@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE
-from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
-from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_lens_hierarchical import (
-    HierarchicalTopKTrainingSAE,
-    HierarchicalTopKTrainingSAEConfig,
-)
+from sae_lens_hierarchical import HierarchicalTopKTrainingSAE
+from tests.helpers import BATCH, D_IN, D_SAE, make_trainer, make_training_sae
 
-D_IN, D_SAE, BATCH = 12, 40, 17
 NORMALIZATIONS = [
     "none",
     "expected_average_only_in",
@@ -26,18 +21,6 @@ NORMALIZATIONS = [
     "layer_norm",
     "covariance_whitening",
 ]
-
-
-def make_sae(k: int = 6, seed: int = 0, **options: Any) -> HierarchicalTopKTrainingSAE:
-    torch.manual_seed(seed)
-    cfg = HierarchicalTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=k, **options)
-    sae = HierarchicalTopKTrainingSAE(cfg)
-    with torch.no_grad():  # biases and row norms as of a trained SAE
-        sae.b_enc.normal_()
-        sae.b_dec.normal_()
-        if not cfg.unit_norm_decoder:
-            sae.W_dec.mul_(torch.rand(D_SAE, 1) + 0.5)
-    return sae
 
 
 def topk_twin(sae: HierarchicalTopKTrainingSAE, k: int) -> TopKTrainingSAE:
@@ -84,7 +67,7 @@ def gradients(sae: TrainingSAE[Any]) -> dict[str, Tensor]:
 def test_loss_is_the_mean_of_stock_topk_losses(
     normalize_activations: str, rescale: bool, backend: str
 ) -> None:
-    sae = make_sae(
+    sae = make_training_sae(
         k=6,
         normalize_activations=normalize_activations,
         rescale_acts_by_decoder_norm=rescale,
@@ -108,7 +91,7 @@ def test_loss_is_the_mean_of_stock_topk_losses(
 def test_single_budget_equals_stock_topk(
     normalize_activations: str, sparse: bool
 ) -> None:
-    sae = make_sae(
+    sae = make_training_sae(
         k=6,
         budgets=[6],
         normalize_activations=normalize_activations,
@@ -127,7 +110,7 @@ def test_single_budget_equals_stock_topk(
 
 
 def test_budgets_and_weights_choose_the_terms() -> None:
-    sae = make_sae(k=6, budgets=[1, 4], budget_weights=[0.25, 3.0])
+    sae = make_training_sae(k=6, budgets=[1, 4], budget_weights=[0.25, 3.0])
 
     output = step(sae, activations())
 
@@ -136,8 +119,8 @@ def test_budgets_and_weights_choose_the_terms() -> None:
 
 
 def test_loss_every_gives_the_papers_j_x() -> None:
-    sparse_terms = make_sae(k=6, loss_every=2)
-    explicit = make_sae(k=6, budgets=[1, 2, 4, 6])
+    sparse_terms = make_training_sae(k=6, loss_every=2)
+    explicit = make_training_sae(k=6, budgets=[1, 2, 4, 6])
 
     losses = [step(sae, activations()).loss for sae in (sparse_terms, explicit)]
 
@@ -147,7 +130,7 @@ def test_loss_every_gives_the_papers_j_x() -> None:
 @pytest.mark.parametrize("n_dead", [3, 30])
 @pytest.mark.parametrize("rescale", [True, False])
 def test_dead_latent_loss_is_saelens(n_dead: int, rescale: bool) -> None:
-    sae = make_sae(budgets=[6], rescale_acts_by_decoder_norm=rescale)
+    sae = make_training_sae(budgets=[6], rescale_acts_by_decoder_norm=rescale)
     dead = torch.arange(D_SAE) < n_dead
 
     output = step(sae, activations(), dead)
@@ -164,8 +147,8 @@ def test_dead_latent_loss_is_saelens(n_dead: int, rescale: bool) -> None:
 
 def test_dead_latent_loss_works_on_normalized_activations() -> None:
     """SAELens's raises here. Inputs that the norm leaves alone give the same loss."""
-    sae = make_sae(normalize_activations="constant_norm_rescale")
-    plain = make_sae()
+    sae = make_training_sae(normalize_activations="constant_norm_rescale")
+    plain = make_training_sae()
     sae_in = D_IN**0.5 * torch.nn.functional.normalize(activations())
     dead = torch.arange(D_SAE) < 5
 
@@ -178,7 +161,7 @@ def test_dead_latent_loss_works_on_normalized_activations() -> None:
 
 
 def test_losses_add_up_and_metrics_are_the_batchs_pareto_curve() -> None:
-    sae = make_sae()
+    sae = make_training_sae()
     sae_in = activations()
 
     output = step(sae, sae_in, torch.arange(D_SAE) < 5)
@@ -193,39 +176,13 @@ def test_losses_add_up_and_metrics_are_the_batchs_pareto_curve() -> None:
         torch.testing.assert_close(explained, 1 - mse / variance)
 
 
-def make_trainer(sae: TrainingSAE[Any], **options: Any) -> SAETrainer[Any, Any]:
-    defaults: dict[str, Any] = {
-        "n_checkpoints": 0,
-        "checkpoint_path": None,
-        "save_final_checkpoint": False,
-        "total_training_samples": 10**6,
-        "device": "cpu",
-        "autocast": False,
-        "lr": 0.01,
-        "lr_end": 0.001,
-        "lr_scheduler_name": "constant",
-        "lr_warm_up_steps": 0,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "lr_decay_steps": 0,
-        "n_restart_cycles": 1,
-        "train_batch_size_samples": BATCH,
-        "dead_feature_window": 2,
-        "feature_sampling_window": 1000,
-        "logger": LoggingConfig(log_to_wandb=False),
-        "n_batches_for_norm_estimate": 1,
-    }
-    cfg = SAETrainerConfig(**{**defaults, **options})
-    return SAETrainer(cfg=cfg, sae=sae, data_provider=iter(()))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_saelens_trainer_lowers_the_loss(
     dtype: str, autocast: bool, sparse: bool
 ) -> None:
-    sae = make_sae(dtype=dtype, use_sparse_activations=sparse)
+    sae = make_training_sae(dtype=dtype, use_sparse_activations=sparse)
     trainer = make_trainer(sae, autocast=autocast)
     sae_in = activations().to(sae.dtype)
 
@@ -240,8 +197,8 @@ def test_saelens_trainer_lowers_the_loss(
 
 
 def test_unit_norm_decoder_holds_at_the_start_and_after_every_step() -> None:
-    sae = make_sae(unit_norm_decoder=True)
-    other = make_sae(unit_norm_decoder=False)
+    sae = make_training_sae(unit_norm_decoder=True)
+    other = make_training_sae(unit_norm_decoder=False)
     norms = other.W_dec.detach().norm(dim=-1)
     trainer = make_trainer(sae)
     torch.testing.assert_close(sae.W_enc, sae.W_dec.T)
@@ -256,7 +213,7 @@ def test_unit_norm_decoder_holds_at_the_start_and_after_every_step() -> None:
 
 
 def test_unit_norm_decoder_steps_along_the_gradient_without_its_parallel_part() -> None:
-    sae = make_sae(unit_norm_decoder=True)
+    sae = make_training_sae(unit_norm_decoder=True)
     optimizer = torch.optim.SGD(sae.parameters(), lr=0.1)
     step(sae, activations())
     before = sae.W_dec.detach().clone()
@@ -272,7 +229,7 @@ def test_unit_norm_decoder_steps_along_the_gradient_without_its_parallel_part() 
 
 
 def test_compiled_training_step_has_no_graph_break() -> None:
-    sae = make_sae()
+    sae = make_training_sae()
     expected = step(sae, activations())
     sae.training_forward_pass = torch.compile(  # type: ignore[method-assign]
         sae.training_forward_pass, fullgraph=True, backend="aot_eager"
@@ -289,7 +246,7 @@ def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
     sae_in[3, 2] = bad
 
     with pytest.raises(ValueError, match="sae_in must be finite"):
-        step(make_sae(), sae_in)
+        step(make_training_sae(), sae_in)
 
 
 @pytest.mark.parametrize(
@@ -310,4 +267,4 @@ def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
 )
 def test_bad_fields_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_sae(**options)
+        make_training_sae(**options)

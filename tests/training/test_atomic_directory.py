@@ -1,4 +1,4 @@
-"""Tests of folders that appear whole, and of those that a run claims."""
+"""Tests of folders that appear whole, and of those that a run reserves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sae_lens_hierarchical.training.atomic_directory import atomic_directory
-from sae_lens_hierarchical.training.claim import claimed
+from sae_lens_hierarchical.files.atomic_directory import atomic_directory
+from sae_lens_hierarchical.training.run_folders import reserve_folders
 
 
 def write(folder: Path, content: str, *names: str) -> None:
@@ -112,7 +112,9 @@ def test_a_failure_while_replacing_keeps_both(
     files = {f.name: f.read_text() for f in folder.iterdir() if f.is_file()}
     assert files == dict.fromkeys(names, "old")
     # The next run there does not take it for what a killed one left.
-    with claimed(SimpleNamespace(output_path=str(folder), checkpoint_path=None)):
+    with reserve_folders(
+        SimpleNamespace(output_path=str(folder), checkpoint_path=None)
+    ):
         assert contents(kept) == dict.fromkeys(names, "new")
 
 
@@ -134,10 +136,10 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from sae_lens_hierarchical.training.atomic_directory import atomic_directory
-from sae_lens_hierarchical.training.claim import claimed
+from sae_lens_hierarchical.files.atomic_directory import atomic_directory
+from sae_lens_hierarchical.training.run_folders import reserve_folders
 output = sys.argv[1]
-with claimed(SimpleNamespace(output_path=output, checkpoint_path=None)):
+with reserve_folders(SimpleNamespace(output_path=output, checkpoint_path=None)):
     with atomic_directory(Path(output)) as staging:
         (staging / "cfg.json").write_text("half")
         print("writing", flush=True)
@@ -145,7 +147,7 @@ with claimed(SimpleNamespace(output_path=output, checkpoint_path=None)):
 """
 
 
-def claim(output: Path, **more: Any) -> SimpleNamespace:
+def run_config(output: Path, **more: Any) -> SimpleNamespace:
     return SimpleNamespace(
         **{"output_path": str(output), "checkpoint_path": None, **more}
     )
@@ -166,21 +168,21 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
     for output in (tmp_path / "sae", other_name):
         with (
             pytest.raises(ValueError, match=r"output_path .* by another run"),
-            claimed(claim(output)),
+            reserve_folders(run_config(output)),
         ):
-            pytest.fail("claimed twice")
+            pytest.fail("reserved twice")
 
     process.kill()
     process.communicate()
 
     # A killed one holds nothing, and what it left is no part of an SAE.
     assert (tmp_path / "sae" / "cfg.json").read_text() == "old"
-    with claimed(claim(tmp_path / "sae")):
+    with reserve_folders(run_config(tmp_path / "sae")):
         pass
     assert contents(tmp_path / "sae") == {"cfg.json": "old"}
 
 
-def test_writers_without_a_claim_keep_their_own_files(tmp_path: Path) -> None:
+def test_writers_that_reserve_nothing_keep_their_own_files(tmp_path: Path) -> None:
     folder = tmp_path / "sae"
     with atomic_directory(folder) as first:
         (first / "cfg.json").write_text("first")
@@ -196,23 +198,23 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         refused.append(Path("/proc/output"))
     for output in refused:
         for field in ("output_path", "checkpoint_path"):
-            cfg = claim(tmp_path / "other")
+            cfg = run_config(tmp_path / "other")
             setattr(cfg, field, str(output))
             with (
                 pytest.raises(ValueError, match=f"{field} must be a folder that can"),
-                claimed(cfg),
+                reserve_folders(cfg),
             ):
-                pytest.fail("claimed")
+                pytest.fail("reserved")
     assert contents(tmp_path) == {"file": ""}
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_was_made_for_a_run_and_left_empty_goes(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    cfg = claim(tmp_path / "a" / "b", checkpoint_path=str(tmp_path / "there"))
-    with claimed(cfg):
+    cfg = run_config(tmp_path / "a" / "b", checkpoint_path=str(tmp_path / "there"))
+    with reserve_folders(cfg):
         assert (tmp_path / "a" / "b").is_dir()
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
-    with claimed(cfg):
+    with reserve_folders(cfg):
         (tmp_path / "a" / "b" / "cfg.json").write_text("new")
     assert contents(tmp_path) == {"a/b/cfg.json": "new"}

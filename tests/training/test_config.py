@@ -20,7 +20,7 @@ from sae_lens_hierarchical import (
     preset,
 )
 from sae_lens_hierarchical.training.multi_sae import multi_sae_config
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 
 def test_architecture_by_name_equals_the_sae_config() -> None:

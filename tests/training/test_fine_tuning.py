@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from sae_lens import HookedSAETransformer, StandardTrainingSAEConfig
+from sae_lens import StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from sae_lens_hierarchical import (
@@ -18,14 +17,9 @@ from sae_lens_hierarchical import (
 )
 from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
-
-
-@pytest.fixture
-def data(model: HookedSAETransformer, text: Dataset) -> dict[str, Any]:
-    return {"override_dataset": text, "override_model": model}
 
 
 def tuned(cfg: Any, data: dict[str, Any]) -> HierarchicalTopKTrainingSAE:

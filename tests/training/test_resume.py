@@ -30,18 +30,13 @@ from sae_lens_hierarchical import (
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.data import load_bundled_dataset
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
-from sae_lens_hierarchical.training.claim import claimed
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
-from tests.conftest import MakeConfig
+from sae_lens_hierarchical.training.run_folders import reserve_folders
+from tests.helpers import MakeConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
 
 Runner = LanguageModelSAETrainingRunner | MultiSAERunner
-
-
-@pytest.fixture
-def data(model: HookedSAETransformer, text: Dataset) -> dict[str, Any]:
-    return {"override_dataset": text, "override_model": model}
 
 
 def several(make_config: MakeConfig, **changes: Any) -> Any:
@@ -621,7 +616,7 @@ def test_a_runs_folders_are_its_own_and_checked_at_once(
     for field in ("output_path", "checkpoint_path"):
         other = make(checkpoint_path=None)
         setattr(other, field, getattr(cfg, field))
-        with claimed(other):
+        with reserve_folders(other):
             with pytest.raises(ValueError, match=r"is being written by another run"):
                 runner(cfg, data)
             with pytest.raises(ValueError, match=r"is being written by another run"):

@@ -40,7 +40,7 @@ from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME
 from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.training.activations_store import MixingBuffer
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
 

@@ -16,7 +16,7 @@ from sae_lens import (
 from torch import Tensor
 
 from sae_lens_hierarchical.training.step import FastSAETrainer
-from tests.saes.test_training_sae import D_IN, D_SAE, make_sae, make_trainer
+from tests.helpers import D_IN, D_SAE, make_trainer, make_training_sae
 
 
 def batch(seed: int, dtype: torch.dtype) -> Tensor:
@@ -48,7 +48,7 @@ def test_thirty_steps_are_those_of_saelens(
         "use_sparse_activations": sparse,
         "dtype": dtype,
     }
-    sae = make_sae(**options)
+    sae = make_training_sae(**options)
     twin = copy.deepcopy(sae)
     theirs, ours = make_trainer(sae), fast(twin)
 
@@ -80,7 +80,7 @@ def test_other_architectures_train_as_before() -> None:
 
 
 def test_dead_latents_are_found_on_the_step_on_which_they_die() -> None:
-    trainer = fast(make_sae(), dead_feature_window=3)
+    trainer = fast(make_training_sae(), dead_feature_window=3)
     looks = 0
     for n in range(40):
         mask = trainer._dead_neuron_mask()
@@ -99,14 +99,14 @@ def test_dead_latents_are_found_on_the_step_on_which_they_die() -> None:
 
 def test_optimizer_state_follows_the_parameters_layout(tmp_path: Any) -> None:
     """Fused Adam goes through memory: other strides would be other weights."""
-    sae = make_sae(unit_norm_decoder=True)
+    sae = make_training_sae(unit_norm_decoder=True)
     whole, part = fast(copy.deepcopy(sae)), fast(sae)
     run(whole, range(12))
     run(part, range(6))
     sae.save_model(tmp_path)
     part.save_trainer_state(tmp_path)
 
-    again = make_sae(unit_norm_decoder=True)
+    again = make_training_sae(unit_norm_decoder=True)
     resumed = fast(again)
     resumed.load_trainer_state(tmp_path)
     again.load_weights_from_checkpoint(tmp_path)
@@ -125,7 +125,7 @@ def test_optimizer_state_follows_the_parameters_layout(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("largest", [1e-3, 1e3])
 def test_gradients_are_clipped_to_norm_1(largest: float) -> None:
-    sae = make_sae(dtype="float64")
+    sae = make_training_sae(dtype="float64")
     twin = copy.deepcopy(sae)
     theirs, ours = make_trainer(sae), fast(twin)
     x = largest * batch(0, torch.float64)

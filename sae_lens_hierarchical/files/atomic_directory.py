@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 
-from sae_lens_hierarchical.training.locks import locked
+from sae_lens_hierarchical.files.locks import locked
 
 __all__ = ["MANIFEST_FILENAME", "atomic_directory", "remove_abandoned"]
 
@@ -41,7 +41,7 @@ _OWN_FILES = {
 
 
 @contextmanager
-def atomic_directory(folder: Path) -> Iterator[Path]:
+def atomic_directory(folder: Path) -> Generator[Path]:
     """Give a folder to fill that takes the place of ``folder`` once it is full.
 
     If the block raises or the process dies, ``folder`` stays as it was. Where

@@ -1,27 +1,28 @@
-"""The folders that a run will write: found fit and held before it starts."""
+"""The folders that a run writes: checked before it starts, and reserved for it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sae_lens_hierarchical.training.atomic_directory import remove_abandoned
-from sae_lens_hierarchical.training.locks import locked
+from sae_lens_hierarchical.files.atomic_directory import remove_abandoned
+from sae_lens_hierarchical.files.locks import locked
 
-__all__ = ["claimed"]
+__all__ = ["reserve_folders"]
 
 
 @contextmanager
-def claimed(cfg: Any) -> Iterator[None]:
-    """Hold a run's folders for it, and remove afterwards what was made and left empty.
+def reserve_folders(cfg: Any) -> Generator[None]:
+    """Keep other runs out of a run's ``output_path`` and ``checkpoint_path``.
 
-    What killed runs left half written there is removed.
+    What killed runs left half written there is removed. Folders that were made for the
+    run and are empty at the end are removed too.
 
     Args:
-        cfg: The run's, for one SAE or several.
+        cfg: The run's config, for one SAE or several.
 
     Raises:
         ValueError: If one cannot be written, or another run holds it, naming the field.
@@ -32,12 +33,12 @@ def claimed(cfg: Any) -> Iterator[None]:
             folders.setdefault(Path(folder).resolve(), field)
     with ExitStack() as stack:
         for folder, field in folders.items():
-            stack.enter_context(_claimed(field, folder))
+            stack.enter_context(_reserve_folder(field, folder))
         yield
 
 
 @contextmanager
-def _claimed(field: str, folder: Path) -> Iterator[None]:
+def _reserve_folder(field: str, folder: Path) -> Generator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with ExitStack() as stack:

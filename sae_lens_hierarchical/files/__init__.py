@@ -1,0 +1,1 @@
+"""Writing to disk: folders that appear whole or not at all, and locks."""
