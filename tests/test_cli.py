@@ -137,14 +137,16 @@ def test_sweep_measures_any_saes(
     assert "must name one model" in capsys.readouterr().err
 
 
+PACKAGE = "sae_lens_hierarchical"
+
+
 @pytest.fixture
 def local(
     monkeypatch: pytest.MonkeyPatch, model: HookedSAETransformer, text: Dataset
 ) -> None:
     """Let SAELens's loaders of models and data sets find the bundled ones."""
-    monkeypatch.setattr(
-        "sae_lens.llm_sae_training_runner.load_model", lambda *_, **__: model
-    )
+    for module in ("sae_lens.llm_sae_training_runner", f"{PACKAGE}.loading.models"):
+        monkeypatch.setattr(f"{module}.load_model", lambda *_, **__: model)
     monkeypatch.setattr(
         "sae_lens.training.activations_store.load_dataset", lambda *_, **__: text
     )
