@@ -26,7 +26,7 @@ def export(
     k: int,
     architecture: Activation = "topk",
 ) -> Path:
-    """Write a SAE at one k as a checkpoint of SAELens's own architectures.
+    """Write an SAE at one k as a checkpoint of SAELens's own architectures.
 
     Args:
         sae: The SAE; it stays as it is.
@@ -42,7 +42,7 @@ def export(
 
     Raises:
         ValueError: If ``k`` or ``architecture`` is none of these, or if ``jumprelu`` is
-            asked of a SAE without thresholds. Nothing is written then.
+            asked of an SAE without thresholds. Nothing is written then.
     """
     folder = Path(folder)
     k = _check(sae, k, architecture)
@@ -58,7 +58,7 @@ def export_all(
     ks: Sequence[int],
     architecture: Activation = "topk",
 ) -> list[Path]:
-    """Write a SAE at each k of ``ks``, one sub-folder a k: ``k_8``, ``k_32``, ...
+    """Write an SAE at each k of ``ks``, one sub-folder a k: ``k_8``, ``k_32``, ...
 
     The folder is laid out as a Hub repository whose SAE ids are the sub-folders' names.
 

@@ -67,7 +67,7 @@ def push_to_hub(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Upload a SAE in one commit; ``SAE.from_pretrained(repo_id, sae_id)`` loads it.
+    """Upload an SAE in one commit; ``SAE.from_pretrained(repo_id, sae_id)`` loads it.
 
     Its card goes beside it, and to the top of the repository unless something else's
     card stands there. Until the commit the repository stays as it was, whatever
@@ -133,7 +133,7 @@ def model_card(
     plot: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Return the Hub's README of a SAE, made from the SAE itself.
+    """Return the Hub's README of an SAE, made from the SAE itself.
 
     Args:
         sae: A HierarchicalTopK SAE, or one of those exported from one.
@@ -248,7 +248,7 @@ def _stage(
 
 
 def _stage_sparsity(folder: Path, staging: Path) -> None:
-    """Write a SAE's sparsity into ``staging``, read: a link may lead anywhere."""
+    """Write an SAE's sparsity into ``staging``, read: a link may lead anywhere."""
     if (folder / SPARSITY_FILENAME).is_file():
         try:
             tensors = load_safetensors_weights(folder / SPARSITY_FILENAME)
@@ -260,7 +260,7 @@ def _stage_sparsity(folder: Path, staging: Path) -> None:
 
 
 def _join_id(root: str | None, name: str) -> str:
-    """Return the id of a SAE in the sub-folder ``name`` of ``root``.
+    """Return the id of an SAE in the sub-folder ``name`` of ``root``.
 
     Raises:
         ValueError: If it is not made of plain names between slashes.

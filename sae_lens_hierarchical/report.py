@@ -23,7 +23,7 @@ COLUMNS = (
 def table_rows(rows: Iterable[BudgetMetrics]) -> list[tuple[str, ...]]:
     """Return cells for each SAE and k, grouped by k, in the order of ``COLUMNS``.
 
-    Other ways of reading a SAE than by its k largest features are left out.
+    Other ways of reading an SAE than by its k largest features are left out.
     """
     by_rank = [row for row in rows if row.activation == "topk"]
     return [

@@ -136,7 +136,7 @@ def _no_sae(folder: Path) -> str:
 def _read_sae(
     path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a SAE's config and weights: SAELens's disk loader, with checks before it."""
+    """Read an SAE's config and weights with SAELens's disk loader, checked before."""
     folder = Path(path)
     defaults = {"dtype": SAEConfig.dtype}
     given = {"device": device, **(cfg_overrides or {})}

@@ -162,7 +162,7 @@ class HierarchicalTopKSAE(HierarchicalBase, TopKSAE):
 
     @classmethod
     def from_topk(cls, topk: TopKSAE) -> Self:
-        """Return a SAE with the very weights of a plain TopK SAE, to read it at any k.
+        """Return an SAE with the very weights of a plain TopK SAE, to read it at any k.
 
         Its ``k_max`` is the k that ``topk`` was trained with.
         """

@@ -406,7 +406,7 @@ MUTATIONS: list[Callable[[Path, random.Random], None]] = [
 
 @pytest.mark.filterwarnings("ignore:\nThis SAE has non-empty model_from_pretrained")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_any_folder_gives_a_sae_that_works_or_one_clear_error(tmp_path: Path) -> None:
+def test_any_folder_gives_an_sae_that_works_or_one_clear_error(tmp_path: Path) -> None:
     bases = []
     for n, sae in enumerate(make_any_saes()):
         sae.cfg.metadata.hook_name = "blocks.0.hook_resid_post"

@@ -384,7 +384,7 @@ def test_a_resumed_run_of_several_saes_equals_an_uninterrupted_one(
 
 
 def poison(sae: Any, at_step: int) -> None:
-    """Make a SAE's gradients infinite at a step, as a wild learning rate does."""
+    """Make an SAE's gradients infinite at a step, as a wild learning rate does."""
     steps = iter(range(1, 1000))
 
     def hook(parameter: torch.Tensor) -> None:

@@ -476,7 +476,7 @@ def test_the_seed_fixes_the_weights(
     assert not torch.equal(first, other)
 
 
-def test_a_copy_of_a_sae_keeps_its_decoder_at_norm_1(
+def test_a_copy_of_an_sae_keeps_its_decoder_at_norm_1(
     make_config: MakeConfig, model: HookedSAETransformer, text: Dataset
 ) -> None:
     cfg = make_config(unit_norm_decoder=True)
