@@ -56,16 +56,16 @@ def main() -> None:
         name, *sizes, dead = options.worker
         _work(name, tuple(map(int, sizes)), options.device, dead=dead == "True")
         return
-    rows = []
-    for size in CPU_SIZES if options.device == "cpu" else CUDA_SIZES:
-        for dead in (False, True):
-            rows += _measure(size, dead, options)
+    rows: list[dict[str, Any]] = []
     path = RESULTS / f"training_step_{options.device}.csv"
     path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    for dead in (False, True):
+        for size in CPU_SIZES if options.device == "cpu" else CUDA_SIZES:
+            rows += _measure(size, dead, options)
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 def _measure(
