@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from sae_lens import ActivationsStore, HookedSAETransformer, logger
 
+from sae_lens_hierarchical.defaults import COMPARISON_CONTEXTS
 from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable
 from sae_lens_hierarchical.loading import load_saes
@@ -25,7 +26,7 @@ def compare(
     cfg: sae_lens.LanguageModelSAERunnerConfig[Any],
     output: Path,
     *,
-    contexts: int = 1024,
+    contexts: int = COMPARISON_CONTEXTS,
     model: HookedSAETransformer | None = None,
     text: Dataset | None = None,
     held_out: Dataset | None = None,

@@ -13,6 +13,7 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEConfig
 from torch import Tensor
 
+from sae_lens_hierarchical.defaults import EXPORTED_ARCHITECTURE
 from sae_lens_hierarchical.files.atomic_directory import atomic_directory
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 from sae_lens_hierarchical.saes.checks import Activation, check_activation, check_k
@@ -24,7 +25,7 @@ def export(
     sae: HierarchicalTopKSAE,
     folder: str | Path,
     k: int,
-    architecture: Activation = "topk",
+    architecture: Activation = EXPORTED_ARCHITECTURE,
 ) -> Path:
     """Write an SAE at one k as a checkpoint of SAELens's own architectures.
 
@@ -56,7 +57,7 @@ def export_all(
     sae: HierarchicalTopKSAE,
     folder: str | Path,
     ks: Sequence[int],
-    architecture: Activation = "topk",
+    architecture: Activation = EXPORTED_ARCHITECTURE,
 ) -> list[Path]:
     """Write an SAE at each k of ``ks``, one sub-folder a k: ``k_8``, ``k_32``, ...
 

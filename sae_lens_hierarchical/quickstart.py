@@ -10,6 +10,7 @@ from rich.console import Console
 from sae_lens import ActivationsStore, TrainingSAEConfig
 
 from sae_lens_hierarchical.data import load_bundled_dataset, load_bundled_model
+from sae_lens_hierarchical.defaults import BUNDLED, METHOD, QUICKSTART_OUTPUT, SEED
 from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.figures import write_figures
@@ -26,12 +27,11 @@ FIXED_KS = (2, 8, 32)
 KS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 TABLE_KS = (1, 2, 4, 8, 16, 32)
 HELD_OUT_CONTEXTS = 32
-OURS = "HierarchicalTopK"
 
 
 def quickstart(
-    output: Path = Path("quickstart_output"),
-    seed: int = 0,
+    output: Path = QUICKSTART_OUTPUT,
+    seed: int = SEED,
     training_tokens: int = 600_000,
 ) -> MetricsTable:
     """Train on the bundled model and write what came of it. Needs no network or GPU.
@@ -50,11 +50,11 @@ def quickstart(
     torch.manual_seed(seed)
     model = load_bundled_model()
     console.print(
-        f"[bold]{OURS}[/] (K = {K}) and TopK at k = {', '.join(map(str, FIXED_KS))}, "
+        f"[bold]{METHOD}[/] (K = {K}) and TopK at k = {', '.join(map(str, FIXED_KS))}, "
         f"on the same activations of a small language model"
     )
-    cfg = preset("bundled", training_tokens=training_tokens)
-    configs: dict[str, TrainingSAEConfig] = {OURS: cfg.sae}
+    cfg = preset(BUNDLED, training_tokens=training_tokens)
+    configs: dict[str, TrainingSAEConfig] = {METHOD: cfg.sae}
     configs |= {f"TopK-{k}": plain_topk(cfg.sae, k) for k in FIXED_KS}
     runner_cfg = multi_sae_config(cfg, configs, output / "saes")
     with small_run():
@@ -65,7 +65,7 @@ def quickstart(
         text = load_bundled_dataset("held_out")
         table = sweep_store(
             saes,
-            ActivationsStore.from_sae(model, saes[OURS], text, streaming=False),
+            ActivationsStore.from_sae(model, saes[METHOD], text, streaming=False),
             KS,
             contexts=HELD_OUT_CONTEXTS,
             ce_contexts=HELD_OUT_CONTEXTS,
@@ -77,7 +77,7 @@ def quickstart(
     console.print()
     console.print(f"Took {time.monotonic() - start:.0f} s")
     console.print(f"The figures, on one page: {page}")
-    console.print(f"The SAE: {output / 'saes' / OURS}")
+    console.print(f"The SAE: {output / 'saes' / METHOD}")
     console.print("Next, on a GPU, the paper's own run:")
     console.print(
         "  sae-lens-hierarchical train --preset gemma-2-2b-layer-12", highlight=False

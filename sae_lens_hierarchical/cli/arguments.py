@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
+
+from sae_lens_hierarchical.defaults import DEVICE, MATMUL_PRECISION
 
 __all__ = [
     "Subparsers",
     "add_device",
     "add_ks",
     "add_model",
+    "add_output",
     "add_precision",
     "names",
     "prices",
@@ -33,7 +37,9 @@ def add_ks(command: argparse.ArgumentParser) -> None:
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add which language model the SAEs are evaluated in, and what of it may run."""
     command.add_argument(
-        "--model", metavar="NAME", help="or a path; default: the SAEs' own"
+        "--model",
+        metavar="NAME",
+        help="on the Hub or on disk (default: the SAEs' own)",
     )
     command.add_argument(
         "--trust-remote-code",
@@ -44,7 +50,20 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
-    command.add_argument("--device", type=_device, default="cpu", help="default: cpu")
+    command.add_argument(
+        "--device", type=_device, default=DEVICE, help="default: %(default)s"
+    )
+
+
+def add_output(command: argparse.ArgumentParser, default: Path) -> None:
+    """Add ``--output FOLDER``."""
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=default,
+        metavar="FOLDER",
+        help="default: %(default)s",
+    )
 
 
 def add_precision(command: argparse.ArgumentParser) -> None:
@@ -52,7 +71,8 @@ def add_precision(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--matmul_precision",
         metavar="NAME",
-        help="of float32 matrix products: highest, high (the default) or medium",
+        help="of float32 matrix products: highest, high or medium (default: "
+        f"{MATMUL_PRECISION})",
     )
 
 

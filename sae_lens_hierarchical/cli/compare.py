@@ -9,10 +9,12 @@ from typing import Any
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
+    add_output,
     add_precision,
     saelens_config,
 )
 from sae_lens_hierarchical.cli.results import write_and_show
+from sae_lens_hierarchical.defaults import BUNDLED, COMPARISON_CONTEXTS
 
 __all__ = ["add_parser", "run"]
 
@@ -28,19 +30,22 @@ def add_parser(commands: Subparsers) -> None:
     )
     command.add_argument(
         "--preset",
-        default="bundled",
+        default=BUNDLED,
         metavar="NAME",
-        help="bundled (default): no network or GPU; or one of the paper's recipes",
+        help="bundled, which needs no network or GPU, or one of the paper's recipes "
+        "(default: %(default)s)",
     )
     command.add_argument(
         "--training_tokens", type=int, metavar="N", help="tokens that each SAE sees"
     )
     command.add_argument(
-        "--contexts", type=int, default=1024, help="to evaluate on (default: 1024)"
+        "--contexts",
+        type=int,
+        default=COMPARISON_CONTEXTS,
+        metavar="N",
+        help="contexts to evaluate on (default: %(default)s)",
     )
-    command.add_argument(
-        "--output", type=Path, default=Path("comparison"), metavar="FOLDER"
-    )
+    add_output(command, Path("comparison"))
     add_precision(command)
     command.set_defaults(run=run, print_usage=command.print_help)
 
@@ -49,7 +54,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.comparison import compare
     from sae_lens_hierarchical.data import load_bundled_dataset, load_bundled_model
-    from sae_lens_hierarchical.training.presets import BUNDLED, preset_fields, small_run
+    from sae_lens_hierarchical.training.presets import preset_fields, small_run
 
     fields = preset_fields(options.preset, options.training_tokens)
     with ExitStack() as stack:

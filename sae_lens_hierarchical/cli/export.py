@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import Subparsers, add_ks
+from sae_lens_hierarchical.defaults import EXPORTED_ARCHITECTURE
 
 __all__ = ["add_parser", "run"]
 
@@ -19,9 +20,10 @@ def add_parser(commands: Subparsers) -> None:
     add_ks(command)
     command.add_argument(
         "--architecture",
-        default="topk",
+        default=EXPORTED_ARCHITECTURE,
         metavar="NAME",
-        help="topk (default), or jumprelu: a threshold, with k active on average",
+        help="topk, or jumprelu: a threshold, with k active on average (default: "
+        "%(default)s)",
     )
     command.add_argument(
         "--output",

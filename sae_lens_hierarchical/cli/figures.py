@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sae_lens_hierarchical.cli.arguments import Subparsers
+from sae_lens_hierarchical.cli.arguments import Subparsers, add_output
 
 __all__ = ["add_parser", "run"]
 
@@ -16,9 +16,7 @@ def add_parser(commands: Subparsers) -> None:
         "figures", help="draw the paper's figures from a sweep's table"
     )
     command.add_argument("table", type=Path, metavar="TABLE.parquet")
-    command.add_argument(
-        "--output", type=Path, default=Path("figures"), metavar="FOLDER"
-    )
+    add_output(command, Path("figures"))
     command.add_argument(
         "--autointerp",
         type=Path,

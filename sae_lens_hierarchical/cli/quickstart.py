@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from sae_lens_hierarchical.cli.arguments import Subparsers
+from sae_lens_hierarchical.cli.arguments import Subparsers, add_output
+from sae_lens_hierarchical.defaults import QUICKSTART_OUTPUT, SEED
 
 __all__ = ["add_parser", "run"]
 
@@ -16,10 +16,13 @@ def add_parser(commands: Subparsers) -> None:
         "quickstart",
         help="train and compare on the bundled model: no network, GPU or account",
     )
+    add_output(command, QUICKSTART_OUTPUT)
     command.add_argument(
-        "--output", type=Path, default=Path("quickstart_output"), metavar="FOLDER"
+        "--seed",
+        type=int,
+        default=SEED,
+        help="of all random choices (default: %(default)s)",
     )
-    command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run=run)
 
 

@@ -10,8 +10,14 @@ from sae_lens_hierarchical.cli.arguments import (
     add_device,
     add_ks,
     add_model,
+    add_output,
     names,
     prices,
+)
+from sae_lens_hierarchical.defaults import (
+    JUDGED_LATENTS,
+    SAEBENCH_CONTEXTS,
+    STORE_BATCH_SIZE,
 )
 
 __all__ = ["add_parser", "run"]
@@ -33,16 +39,22 @@ def add_parser(commands: Subparsers) -> None:
     command.add_argument(
         "--dataset",
         metavar="NAME",
-        help="or a path; default: what the first one was trained on",
+        help="on the Hub or on disk (default: what the first SAE was trained on)",
     )
     command.add_argument(
-        "--contexts", type=int, default=32_000, help="of the dataset; default: 32000"
+        "--contexts",
+        type=int,
+        default=SAEBENCH_CONTEXTS,
+        metavar="N",
+        help="of the dataset, to evaluate on (default: %(default)s)",
     )
     command.add_argument(
         "--latents",
         type=int,
-        default=1_000,
-        help="features that AutoInterp explains for each SAE and k (default: 1000)",
+        default=JUDGED_LATENTS,
+        metavar="N",
+        help="features that AutoInterp explains for each SAE and k (default: "
+        "%(default)s)",
     )
     command.add_argument(
         "--judge-model", metavar="NAME", help="AutoInterp's judge: any chat model"
@@ -69,14 +81,18 @@ def add_parser(commands: Subparsers) -> None:
         metavar="NAME,...",
         help="default: all that SAEBench has",
     )
-    command.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    command.add_argument(
+        "--batch-size",
+        type=int,
+        default=STORE_BATCH_SIZE,
+        metavar="N",
+        help="contexts in one run of the model (default: %(default)s)",
+    )
     add_device(command)
     command.add_argument(
         "--force", action="store_true", help="make results again that are there"
     )
-    command.add_argument(
-        "--output", type=Path, default=Path("eval_results"), metavar="FOLDER"
-    )
+    add_output(command, Path("eval_results"))
     command.set_defaults(run=run)
 
 

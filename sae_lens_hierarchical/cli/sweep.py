@@ -10,8 +10,10 @@ from sae_lens_hierarchical.cli.arguments import (
     add_device,
     add_ks,
     add_model,
+    add_output,
 )
 from sae_lens_hierarchical.cli.results import write_and_show
+from sae_lens_hierarchical.defaults import CE_CONTEXTS, STORE_BATCH_SIZE, SWEEP_CONTEXTS
 
 __all__ = ["add_parser", "run"]
 
@@ -25,14 +27,24 @@ def add_parser(commands: Subparsers) -> None:
     add_ks(command)
     add_model(command)
     command.add_argument(
-        "--dataset", metavar="NAME", help="default: what the first one was trained on"
+        "--dataset",
+        metavar="NAME",
+        help="on the Hub or on disk (default: what the first SAE was trained on)",
     )
-    command.add_argument("--contexts", type=int, default=256, help="default: 256")
+    command.add_argument(
+        "--contexts",
+        type=int,
+        default=SWEEP_CONTEXTS,
+        metavar="N",
+        help="of the dataset, to evaluate on (default: %(default)s)",
+    )
     command.add_argument(
         "--ce-contexts",
         type=int,
-        default=64,
-        help="contexts to run the model on with the SAEs' outputs (default: 64)",
+        default=CE_CONTEXTS,
+        metavar="N",
+        help="contexts to run the model on with the SAEs' outputs (default: "
+        "%(default)s)",
     )
     command.add_argument(
         "--jumprelu",
@@ -42,13 +54,12 @@ def add_parser(commands: Subparsers) -> None:
     command.add_argument(
         "--batch-size",
         type=int,
-        help="contexts in one run of the model (default: 16, or as many as have logits "
-        "of 2 GiB)",
+        metavar="N",
+        help="contexts in one run of the model (default: "
+        f"{STORE_BATCH_SIZE}, or as many as have logits of 2 GiB)",
     )
     add_device(command)
-    command.add_argument(
-        "--output", type=Path, default=Path("sweep_output"), metavar="FOLDER"
-    )
+    add_output(command, Path("sweep_output"))
     command.set_defaults(run=run)
 
 

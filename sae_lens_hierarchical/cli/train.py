@@ -10,6 +10,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_precision,
     saelens_config,
 )
+from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 
 __all__ = ["add_parser", "run"]
 
@@ -57,7 +58,7 @@ def add_parser(commands: Subparsers) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
-    from sae_lens_hierarchical.training.presets import BUNDLED, preset_fields
+    from sae_lens_hierarchical.training.presets import preset_fields
 
     if options.resume is not None:
         given = {"--training_tokens": options.training_tokens}
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             "--output and --trust-remote-code are for --resume; a new run takes "
             "SAELens's --output_path and --model_from_pretrained_kwargs"
         )
-    fields = {"architecture": "hierarchical_topk"}
+    fields = {"architecture": ARCHITECTURE}
     if options.preset is not None:
         fields = preset_fields(options.preset, options.training_tokens)
         if options.preset == BUNDLED:

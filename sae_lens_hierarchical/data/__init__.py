@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from transformer_lens import HookedTransformerConfig
 from transformers import AutoTokenizer
 
+from sae_lens_hierarchical.defaults import DEVICE
+
 __all__ = [
     "BUNDLED_DATASET_NAME",
     "BUNDLED_HOOK_NAME",
@@ -38,7 +40,7 @@ _FOLDER = Path(__file__).parent
 _DOCUMENT_SEPARATOR = "\f"
 
 
-def load_bundled_model(device: str = "cpu") -> HookedSAETransformer:
+def load_bundled_model(device: str = DEVICE) -> HookedSAETransformer:
     """Load the bundled language model, frozen, in float32 and evaluation mode.
 
     Args:

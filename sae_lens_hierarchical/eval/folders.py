@@ -18,6 +18,12 @@ from sae_lens.load_model import HookedProxyLM
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_hierarchical.defaults import (
+    CE_CONTEXTS,
+    DEVICE,
+    STORE_BATCH_SIZE,
+    SWEEP_CONTEXTS,
+)
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.loading import (
@@ -41,11 +47,11 @@ def sweep_checkpoints(
     *,
     model_name: str | None = None,
     dataset: str | None = None,
-    contexts: int = 256,
-    ce_contexts: int = 64,
+    contexts: int = SWEEP_CONTEXTS,
+    ce_contexts: int = CE_CONTEXTS,
     batch_size: int | None = None,
     jumprelu: bool = False,
-    device: str = "cpu",
+    device: str = DEVICE,
     trust_remote_code: bool = False,
 ) -> MetricsTable:
     """Evaluate SAEs in folders at each k; see ``sweep_store``.
@@ -100,8 +106,8 @@ def sweep_store(
     store: ActivationsStore,
     ks: Sequence[int],
     *,
-    contexts: int = 256,
-    ce_contexts: int = 64,
+    contexts: int = SWEEP_CONTEXTS,
+    ce_contexts: int = CE_CONTEXTS,
     batch_size: int | None = None,
     jumprelu: bool = False,
 ) -> MetricsTable:
@@ -159,15 +165,15 @@ def sweep_store(
 def default_batch_size(model: Any, context_size: int) -> int:
     """Return how many contexts to run in one forward pass of the model.
 
-    That is 16, or as many as have 2 GiB of float32 logits; a run holds a few times
-    as much.
+    That is ``defaults.STORE_BATCH_SIZE``, or as many as have 2 GiB of float32 logits; a
+    run holds a few times as much.
     """
     if isinstance(model, HookedProxyLM):
         config: Any = model.model.config
         d_vocab = config.get_text_config().vocab_size
     else:
         d_vocab = model.cfg.d_vocab
-    return max(1, min(16, 2**29 // (context_size * d_vocab)))
+    return max(1, min(STORE_BATCH_SIZE, 2**29 // (context_size * d_vocab)))
 
 
 def _one_or_by_sae(rows: Sequence[BudgetMetrics], name: str) -> Any:

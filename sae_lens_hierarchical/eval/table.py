@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["OURS", "BudgetMetrics", "MetricsTable", "read_table", "write_table"]
+from sae_lens_hierarchical.defaults import ARCHITECTURE
 
-OURS = "hierarchical_topk"
+__all__ = ["BudgetMetrics", "MetricsTable", "read_table", "write_table"]
+
 
 _PROVENANCE = b"sae_lens_hierarchical"
 
@@ -112,7 +113,7 @@ class BudgetMetrics:
     @property
     def ours(self) -> bool:
         """Whether the SAE is a HierarchicalTopK one, trained at every k."""
-        return self.architecture == OURS
+        return self.architecture == ARCHITECTURE
 
 
 _SERIES = ("frequency", "mean_squared_activation", "cosine_to_next")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sae_lens_hierarchical.eval.table import OURS, MetricsTable
+from sae_lens_hierarchical.defaults import ARCHITECTURE, METHOD
+from sae_lens_hierarchical.eval.table import MetricsTable
 from sae_lens_hierarchical.figures.select import families, ours
 from sae_lens_hierarchical.figures.spec import Style
 
@@ -12,7 +13,7 @@ __all__ = ["BASELINE", "OPTIMAL", "family_name", "family_style", "sae_styles"]
 
 # Okabe and Ito's hues, which colour-blind people can tell apart, darkened for lines.
 _FAMILIES = {
-    OURS: ("HierarchicalTopK", Style("#1546a0", 3, (), "circle")),
+    ARCHITECTURE: (METHOD, Style("#1546a0", 3, (), "circle")),
     "topk": ("TopK", Style("#d55e00", 1.6, (7, 3), "circle")),
     "batchtopk": ("BatchTopK", Style("#00805c", 1.6, (9, 3, 2, 3), "square")),
     "jumprelu": ("JumpReLU", Style("#b0508f", 1.6, (2, 2), "diamond")),
@@ -42,7 +43,7 @@ def sae_styles(table: MetricsTable) -> dict[str, Style]:
 
     The SAE that stands for its architecture (``compared``) has the colour itself.
     """
-    groups = {OURS: ours(table)}
+    groups = {ARCHITECTURE: ours(table)}
     for architecture, saes in families(table).items():
         groups[architecture] = saes[::-1]
     styles = {}

@@ -12,7 +12,8 @@ from itertools import chain
 
 import numpy as np
 
-from sae_lens_hierarchical.eval.table import OURS, BudgetMetrics, MetricsTable
+from sae_lens_hierarchical.defaults import ARCHITECTURE
+from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.figures.build import (
     curve,
     decimal_ticks,
@@ -117,7 +118,9 @@ def overview(table: MetricsTable) -> Figure:
 
 def pareto(table: MetricsTable) -> Figure | None:
     """Return figure 2: one HierarchicalTopK SAE, and others each at its trained k."""
-    lines = {OURS: [row for sae in ours(table)[:1] for row in topk_rows(table, sae)]}
+    lines = {
+        ARCHITECTURE: [row for sae in ours(table)[:1] for row in topk_rows(table, sae)]
+    }
     for architecture, saes in families(table).items():
         lines[architecture] = [row for sae in saes for row in at_trained_k(table, sae)]
 
@@ -320,12 +323,15 @@ def distributions(table: MetricsTable) -> Figure | None:
 def topk_and_jumprelu(table: MetricsTable) -> Figure | None:
     """Return figure 10: a token's k largest features, or all above one threshold."""
     series = []
-    for architecture, saes in {OURS: ours(table)[:1], **families(table)}.items():
+    for architecture, saes in {
+        ARCHITECTURE: ours(table)[:1],
+        **families(table),
+    }.items():
         pairs = [pair for sae in saes for pair in threshold_pairs(table, sae)]
         jumprelu, topk = ([pair[n] for pair in pairs] for n in (0, 1))
         style, name = family_style(architecture), family_name(architecture)
         line = difference(jumprelu, topk, "explained_variance", style, name)
-        marked = () if architecture == OURS else tuple(range(len(pairs)))
+        marked = () if architecture == ARCHITECTURE else tuple(range(len(pairs)))
         series.append(replace(line, marked=marked))
     ks = [k for one in series for k in one.x]
     if not ks:

@@ -20,6 +20,7 @@ from sae_lens.saes.sae import SAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
+from sae_lens_hierarchical.defaults import DEVICE
 from sae_lens_hierarchical.loading.config import check_config
 from sae_lens_hierarchical.loading.files import (
     read_json,
@@ -42,7 +43,7 @@ def name_checkpoints(checkpoints: Sequence[Path]) -> dict[str, Path]:
 
 
 def load_saes(
-    checkpoints: Mapping[str, Path], device: str = "cpu", model_name: str | None = None
+    checkpoints: Mapping[str, Path], device: str = DEVICE, model_name: str | None = None
 ) -> dict[str, SAE[Any]]:
     """Load SAEs that are to be compared, by name.
 
@@ -81,7 +82,7 @@ def load_saes(
     return saes
 
 
-def load_sae(folder: str | Path, device: str = "cpu") -> SAE[Any]:
+def load_sae(folder: str | Path, device: str = DEVICE) -> SAE[Any]:
     """Load any SAE of SAELens that was saved, or a checkpoint of its training.
 
     SAELens folds what activations were normalized by into the weights when training
@@ -134,7 +135,7 @@ def _no_sae(folder: Path) -> str:
 
 
 def _read_sae(
-    path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
+    path: str | Path, device: str = DEVICE, cfg_overrides: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read an SAE's config and weights with SAELens's disk loader, checked before."""
     folder = Path(path)

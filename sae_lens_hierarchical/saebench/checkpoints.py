@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sae_lens_hierarchical.defaults import (
+    DEVICE,
+    JUDGED_LATENTS,
+    SAEBENCH_CONTEXTS,
+    STORE_BATCH_SIZE,
+)
 from sae_lens_hierarchical.loading import (
     load_model_and_dataset,
     load_saes,
     name_checkpoints,
 )
 from sae_lens_hierarchical.saebench.evals import (
-    BATCH_SIZE,
-    CONTEXTS,
-    LATENTS,
     SAEBench,
     draw_tokens,
 )
@@ -33,11 +36,11 @@ def saebench_checkpoints(
     *,
     model_name: str | None = None,
     dataset: str | None = None,
-    contexts: int = CONTEXTS,
-    latents: int = LATENTS,
+    contexts: int = SAEBENCH_CONTEXTS,
+    latents: int = JUDGED_LATENTS,
     probing_datasets: Sequence[str] = (),
-    batch_size: int = BATCH_SIZE,
-    device: str = "cpu",
+    batch_size: int = STORE_BATCH_SIZE,
+    device: str = DEVICE,
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
+from sae_lens_hierarchical.defaults import JUDGED_LATENTS, STORE_BATCH_SIZE
 from sae_lens_hierarchical.eval.splicing import HookLocation
 from sae_lens_hierarchical.loading import load_store
 from sae_lens_hierarchical.saebench.autointerp import AutoInterp, AutoInterpConfig
@@ -39,9 +40,6 @@ __all__ = ["SAEBench", "draw_tokens"]
 
 # As in SAEBench's own scripts.
 CONTEXT_SIZE = 128
-CONTEXTS = 32_000
-BATCH_SIZE = 16
-LATENTS = 1_000
 CORE_RECONSTRUCTION_CONTEXTS = 3_200
 AUTOINTERP_TOKENS = 2_000_000
 SEED = 42
@@ -70,7 +68,7 @@ class SAEBench:
     tokens: Tensor
     dataset_name: str
     output: Path
-    batch_size: int = BATCH_SIZE
+    batch_size: int = STORE_BATCH_SIZE
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -155,7 +153,7 @@ class SAEBench:
         saes: Mapping[str, SAE[Any]],
         ks: Sequence[int],
         judge: Judge,
-        latents: int = LATENTS,
+        latents: int = JUDGED_LATENTS,
     ) -> None:
         """Score how well a judge explains features: it must tell where they are active.
 

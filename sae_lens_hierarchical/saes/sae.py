@@ -13,6 +13,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 from typing_extensions import Self, override
 
+from sae_lens_hierarchical.defaults import ARCHITECTURE
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes.base import HierarchicalBase, has_hooks
 from sae_lens_hierarchical.saes.checks import (
@@ -36,8 +37,6 @@ from sae_lens_hierarchical.saes.thresholds import (
 )
 
 __all__ = ["HierarchicalTopKSAE", "HierarchicalTopKSAEConfig"]
-
-ARCHITECTURE = "hierarchical_topk"
 
 
 @dataclass

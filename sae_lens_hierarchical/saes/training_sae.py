@@ -11,6 +11,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
+from sae_lens_hierarchical.defaults import ARCHITECTURE
 from sae_lens_hierarchical.ops import (
     Backend,
     auxiliary_loss,
@@ -26,7 +27,6 @@ from sae_lens_hierarchical.saes.base import HierarchicalBase, has_hooks
 from sae_lens_hierarchical.saes.checks import check_flags, check_k, check_size
 from sae_lens_hierarchical.saes.normalization import OutputMap
 from sae_lens_hierarchical.saes.ranked import RankedActs, decode_prefixes
-from sae_lens_hierarchical.saes.sae import ARCHITECTURE
 from sae_lens_hierarchical.saes.thresholds import (
     TRACKED_TOKENS,
     track_thresholds,

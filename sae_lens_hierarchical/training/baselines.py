@@ -14,6 +14,7 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import SAEConfig
 
+from sae_lens_hierarchical.defaults import METHOD
 from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
 
 __all__ = ["paper_comparison", "plain_topk"]
@@ -36,7 +37,7 @@ def paper_comparison(
     distances = sorted({1, *(max(1, K // part) for part in (16, 8, 4, 2))})
     ks = sorted({max(1, K // part) for part in (4, 2, 1)})
     return {
-        **{f"HierarchicalTopK-J{x}": _with_loss_every(ours, x) for x in distances},
+        **{f"{METHOD}-J{x}": _with_loss_every(ours, x) for x in distances},
         **{f"TopK-{k}": plain_topk(ours, k) for k in ks},
         **{f"BatchTopK-{k}": _batchtopk(ours, k) for k in ks},
         **{f"JumpReLU-{k}": _jumprelu(ours, k, steps) for k in ks},

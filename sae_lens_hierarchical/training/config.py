@@ -11,6 +11,7 @@ import sae_lens
 from sae_lens import TopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
+from sae_lens_hierarchical.defaults import MATMUL_PRECISION
 from sae_lens_hierarchical.training.precision import (
     MatmulPrecision,
     check_matmul_precision,
@@ -50,7 +51,7 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
         TypeError: If a field is unknown or missing, naming it.
     """
 
-    matmul_precision: MatmulPrecision = "high"
+    matmul_precision: MatmulPrecision = MATMUL_PRECISION
 
     def __init__(
         self,

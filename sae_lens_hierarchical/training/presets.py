@@ -16,15 +16,14 @@ from sae_lens_hierarchical.data import (
     BUNDLED_HOOK_NAME,
     BUNDLED_MODEL_NAME,
 )
+from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
 
-__all__ = ["BUNDLED", "PRESETS", "preset", "preset_fields", "small_run"]
-
-BUNDLED = "bundled"
+__all__ = ["PRESETS", "preset", "preset_fields", "small_run"]
 
 # Of the paper: the SAE, the optimiser's rate, the data and the batch.
 _PAPER: dict[str, Any] = {
-    "architecture": "hierarchical_topk",
+    "architecture": ARCHITECTURE,
     "d_sae": 65_536,
     "k": 128,
     "unit_norm_decoder": True,
@@ -62,7 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Small enough for a CPU, and with no network: the package brings it along.
     BUNDLED: {
-        "architecture": "hierarchical_topk",
+        "architecture": ARCHITECTURE,
         "d_in": 128,
         "d_sae": 1024,
         "k": 32,

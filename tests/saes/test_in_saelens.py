@@ -138,7 +138,7 @@ def test_saelens_evals_run_on_it(model: HookedSAETransformer, text: Dataset) -> 
                 compute_featurewise_density_statistics=True,
             ),
         )
-        assert metrics["sparsity"]["l0"] <= k
+        assert metrics["sparsity"]["l0"] == k
         assert "ce_loss_score" in metrics["model_performance_preservation"]
         explained.append(metrics["reconstruction_quality"]["mse"])
     assert explained[0] != explained[1]

@@ -544,8 +544,8 @@ def test_a_checkpoint_from_elsewhere_runs_no_code(
         "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
     }
     (hostile / "config.json").write_text(json.dumps(config))
-    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import *\n"
-    (hostile / "evil.py").write_text(code + "class Evil(PretrainedConfig): pass\n")
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nraise RuntimeError('the code ran')\n"
+    (hostile / "evil.py").write_text(code)
     checkpoint = from_elsewhere(
         one_trained,
         tmp_path,
@@ -560,7 +560,7 @@ def test_a_checkpoint_from_elsewhere_runs_no_code(
     assert "{'trust_remote_code': True}" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "mine").exists()
-    with pytest.raises(Exception):  # noqa: B017, PT011  (that model is none)
+    with pytest.raises(RuntimeError, match="the code ran"):
         main([*resume, "--trust-remote-code"])
     assert (tmp_path / "ran").exists()  # so the code would have run
 

@@ -1,0 +1,42 @@
+"""Names and defaults that several parts share, each written here alone.
+
+This module loads nothing, so that the command line's --help can show them at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+__all__ = [
+    "ARCHITECTURE",
+    "BUNDLED",
+    "CE_CONTEXTS",
+    "COMPARISON_CONTEXTS",
+    "DEVICE",
+    "EXPORTED_ARCHITECTURE",
+    "JUDGED_LATENTS",
+    "MATMUL_PRECISION",
+    "METHOD",
+    "QUICKSTART_OUTPUT",
+    "SAEBENCH_CONTEXTS",
+    "SEED",
+    "STORE_BATCH_SIZE",
+    "SWEEP_CONTEXTS",
+]
+
+ARCHITECTURE = "hierarchical_topk"  # in SAELens's registry
+METHOD = "HierarchicalTopK"  # in tables and figures
+BUNDLED = "bundled"  # the preset that needs no network or GPU
+DEVICE = "cpu"
+MATMUL_PRECISION: Final = "high"
+SEED = 0
+
+SWEEP_CONTEXTS = 256
+CE_CONTEXTS = 64
+COMPARISON_CONTEXTS = 1024
+SAEBENCH_CONTEXTS = 32_000
+JUDGED_LATENTS = 1_000
+STORE_BATCH_SIZE = 16  # contexts in one forward pass of the language model
+EXPORTED_ARCHITECTURE: Final = "topk"
+QUICKSTART_OUTPUT = Path("quickstart_output")
