@@ -32,7 +32,7 @@ from tests.hub_server import HubServer
     "command", [[], ["quickstart"], ["saebench"], ["export"], ["push"]]
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main([*command, "--help"])
 
     assert "sae-lens-hierarchical" in capsys.readouterr().out
@@ -42,7 +42,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_help_shows_our_options_and_saelens(
     args: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(args)
 
     out = capsys.readouterr().out
@@ -51,10 +51,10 @@ def test_train_help_shows_our_options_and_saelens(
 
 
 def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["quickstart", "--sede", "1"])
     assert "--sede" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["train", "--loss_evry", "8"])
     assert "--loss_evry" in capsys.readouterr().err
 
@@ -86,7 +86,7 @@ def test_bad_values_are_one_clear_line(
 def test_what_cannot_be_read_is_one_clear_line(
     option: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["saebench", "checkpoint", "--k=1", option])
     assert message in capsys.readouterr().err
 

@@ -182,7 +182,7 @@ def test_compare_names_its_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--preset", "gemma"]) == 2
 
     assert "preset must be one of ['bundled', 'gemma-2-2b" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["compare", "--help"])
     out = capsys.readouterr().out
     for option in ("--preset", "--contexts", "--train_batch_size_tokens"):
