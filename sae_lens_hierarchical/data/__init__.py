@@ -55,7 +55,7 @@ def load_bundled_model(device: str = DEVICE) -> HookedSAETransformer:
             **_model_config()["config"],
             "model_name": BUNDLED_MODEL_NAME,
             "device": device,
-            # The weights are loaded below; initialising would use the global RNG.
+            # The weights are loaded below; initializing would use the global RNG.
             "init_weights": False,
         }
     )

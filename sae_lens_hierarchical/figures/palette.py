@@ -11,7 +11,7 @@ from sae_lens_hierarchical.figures.spec import Style
 
 __all__ = ["BASELINE", "OPTIMAL", "family_name", "family_style", "sae_styles"]
 
-# Okabe and Ito's hues, which colour-blind people can tell apart, darkened for lines.
+# Okabe and Ito's hues, which color-blind people can tell apart, darkened for lines.
 _FAMILIES = {
     ARCHITECTURE: (METHOD, Style("#1546a0", 3, (), "circle")),
     "topk": ("TopK", Style("#d55e00", 1.6, (7, 3), "circle")),
@@ -24,7 +24,7 @@ _OTHER = Style("#888888", 1.6, (1, 2), "star")
 BASELINE = Style("#888888", 1, (), "circle")
 OPTIMAL = Style("#222222", 1.6, (1, 2), "square")
 
-# How much white is mixed into the lightest of a family's colours.
+# How much white is mixed into the lightest of a family's colors.
 _LIGHTEST = 0.55
 
 
@@ -39,9 +39,9 @@ def family_style(architecture: str) -> Style:
 
 
 def sae_styles(table: MetricsTable) -> dict[str, Style]:
-    """Return the look of each SAE: its architecture's, in shades of its colour.
+    """Return the look of each SAE: its architecture's, in shades of its color.
 
-    The SAE that stands for its architecture (``compared``) has the colour itself.
+    The SAE that stands for its architecture (``compared``) has the color itself.
     """
     groups = {ARCHITECTURE: ours(table)}
     for architecture, saes in families(table).items():

@@ -10,7 +10,7 @@ __all__ = ["Figure", "Panel", "Series", "Style"]
 
 @dataclass(frozen=True)
 class Style:
-    """How a line looks; its dash and marker tell it from others without colour too.
+    """How a line looks; its dash and marker tell it from others without color too.
 
     Attributes:
         color: ``#rrggbb``.

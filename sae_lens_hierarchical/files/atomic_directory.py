@@ -42,7 +42,7 @@ _OWN_FILES = {
 
 @contextmanager
 def atomic_directory(folder: Path) -> Generator[Path]:
-    """Give a folder to fill that takes the place of ``folder`` once it is full.
+    """Yield an empty folder to write to, which replaces ``folder`` when the block ends.
 
     If the block raises or the process dies, ``folder`` stays as it was. Where
     ``folder`` exists, what an SAE there had goes, in sub-folders that are written too,
@@ -87,7 +87,7 @@ def atomic_directory(folder: Path) -> Generator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers left half full in ``folder`` and its sub-folders.
+    """Remove what killed writers left unfinished in ``folder`` and its sub-folders.
 
     Nobody else may be writing there. A full one, whose writer died while it took its
     place, is left: it may hold the only copy.
@@ -99,7 +99,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _rename(staging: Path, folder: Path) -> bool:
-    """Rename a folder; tell whether that could be, since another may have come."""
+    """Rename a folder; return False if another one has taken the name meanwhile."""
     try:
         staging.rename(folder)
     except OSError:
@@ -110,7 +110,7 @@ def _rename(staging: Path, folder: Path) -> bool:
 
 
 def _replace(folder: Path, work: Path) -> None:
-    """Put ``work``'s new files into ``folder``, or leave both as they were."""
+    """Move ``work``'s new files into ``folder``, or leave both as they were."""
     new, old = work / "new", work / "old"
     old.mkdir()
     moved: list[tuple[Path, Path]] = []
@@ -155,7 +155,7 @@ def _sync_all(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file or folder on the disk, so that no crash undoes it."""
+    """Flush a file or folder to the disk, so that it survives a crash."""
     if path.is_dir():
         # Not every system can do that with a folder.
         with suppress(OSError):

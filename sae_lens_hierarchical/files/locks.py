@@ -17,7 +17,7 @@ __all__ = ["locked"]
 
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Generator[None]:
-    """Hold the lock that is the file ``path``, and take the file away afterwards.
+    """Hold a lock on the file ``path`` within the block, then remove the file.
 
     Args:
         path: The file; its folder exists.

@@ -94,7 +94,7 @@ _ALLOWED: dict[str, Callable[[object], bool]] = {
 def allowed_model_kwargs(
     kwargs: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return which keyword arguments for a model a file may set, and the others.
+    """Split a file's keyword arguments for a model into allowed and refused ones.
 
     Args:
         kwargs: ``model_from_pretrained_kwargs`` of an SAE's metadata or a run's config.

@@ -121,7 +121,7 @@ def load_sae(folder: str | Path, device: str = DEVICE) -> SAE[Any]:
 
 
 def _no_sae(folder: Path) -> str:
-    """Return that there is no SAE in a folder, and which are near."""
+    """Return the error message for a folder without an SAE: it names those close by."""
     near = folder if folder.is_dir() else folder.parent
     cfgs = [c for n in range(4) for c in near.glob("[!.]*/" * n + SAE_CFG_FILENAME)]
     found = sorted(str(cfg.parent) for cfg in cfgs)

@@ -1,4 +1,4 @@
-"""The dead-latent loss, from the dead columns alone (AuxK, as SAELens has it)."""
+"""The dead-latent loss as SAELens has it, computed from the dead latents alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def auxiliary_loss(
     scale: Tensor | None = None,
     output_scale: Tensor | None = None,
 ) -> Tensor:
-    """Let dead latents reconstruct what the live ones leave.
+    """Compute the dead-latent loss: dead latents reconstruct the SAE's error (AuxK).
 
     The d_in / 2 dead latents with the largest pre-activations of each token, or all if
     there are fewer, reconstruct ``error``. The fewer are dead, the less it counts.

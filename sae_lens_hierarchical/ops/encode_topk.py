@@ -1,4 +1,4 @@
-"""The encoder and the top-k in one: forward in chunks of tokens, backward sparse.
+"""Encoder and top-k in one operator: forward in chunks of tokens, backward sparse.
 
 With the active pairs (token b, feature f) and g the gradient of a pair's value,
 

@@ -1,4 +1,4 @@
-"""The paper's Listing 1, generalised to any budgets J and weights: the oracle.
+"""The paper's Listing 1, generalized to any budgets J and weights: the oracle.
 
 It materialises [B, K, d_in]. Every other backend is tested against it.
 """

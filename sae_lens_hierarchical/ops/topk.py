@@ -1,4 +1,4 @@
-"""The k largest entries in an order that nothing but the entries decides.
+"""Top-k in which ties go to the lower index, on every device and for every k.
 
 ``torch.topk`` takes any of the entries that tie, and others for another k. In bfloat16,
 where activations often tie, features would then come and go with the k asked for.

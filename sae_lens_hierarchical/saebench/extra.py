@@ -24,8 +24,8 @@ try:
     import sae_bench.sae_bench_utils.general_utils as general_utils
 except ImportError as error:
     raise ImportError(
-        f"SAEBench cannot be imported ({error}): see SAEBench in the README of "
-        "sae-lens-hierarchical, which says how to install it"
+        f"SAEBench cannot be imported ({error}): docs/saebench.md of "
+        "sae-lens-hierarchical says how to install it"
     ) from error
 
 __all__ = [

@@ -26,7 +26,7 @@ __all__ = ["HierarchicalBase", "has_hooks"]
 
 
 def has_hooks(point: HookPoint) -> bool:
-    """Tell whether anything is attached to a hook point, by whichever library."""
+    """Tell whether any forward or backward hook is attached to a hook point."""
     return bool(point._forward_hooks or point._backward_hooks)
 
 
@@ -66,7 +66,7 @@ class HierarchicalBase(SAE[Any]):
         return normalized - self.b_dec * self.cfg.apply_b_dec_to_input, output_map
 
     def normalize_input(self, x: Tensor) -> tuple[Tensor, OutputMap]:
-        """Return activations as normalized, [..., d_in], and the way back."""
+        """Return normalized activations, [..., d_in], and what undoes it."""
         sae_in = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
         return normalize(sae_in, self.cfg.normalize_activations)
 

@@ -62,12 +62,12 @@ def normalize(x: Tensor, normalize_activations: str) -> tuple[Tensor, OutputMap]
         return normalized.to(x.dtype), OutputMap((norm / wanted).to(x.dtype))
     if normalize_activations == "layer_norm":
         mean = exact.mean(dim=-1, keepdim=True)
-        centred = exact - mean
+        centered = exact - mean
         std = (
-            centred.std(dim=-1, keepdim=True)
+            centered.std(dim=-1, keepdim=True)
             if x.shape[-1] > 1
             else torch.zeros_like(mean)  # where torch has NaN
         )
-        normalized = centred / (std + _LAYER_NORM_EPSILON)
+        normalized = centered / (std + _LAYER_NORM_EPSILON)
         return normalized.to(x.dtype), OutputMap(std.to(x.dtype), mean.to(x.dtype))
     return x, OutputMap()

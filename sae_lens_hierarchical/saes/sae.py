@@ -161,7 +161,7 @@ class HierarchicalTopKSAE(HierarchicalBase, TopKSAE):
 
     @classmethod
     def from_topk(cls, topk: TopKSAE) -> Self:
-        """Return an SAE with the very weights of a plain TopK SAE, to read it at any k.
+        """Return an SAE with the weights of a plain TopK SAE, to use it at any k.
 
         Its ``k_max`` is the k that ``topk`` was trained with.
         """
@@ -271,7 +271,7 @@ class HierarchicalTopKSAE(HierarchicalBase, TopKSAE):
 
     @torch.no_grad()
     def encode_adaptive(self, x: Tensor, max_fvu: float) -> AdaptiveActs:
-        """Give each token the smallest k that explains it well enough.
+        """Encode each token at the smallest k whose FVU of that token is low enough.
 
         A token is explained well enough when Var(x − x̂_k) / Var(x), the variances over
         its d_in entries, is at most ``max_fvu``. One that no k up to ``k_max`` explains

@@ -83,7 +83,7 @@ def above_threshold(hidden_pre: Tensor, threshold: Tensor) -> Tensor:
 
 @torch.no_grad()
 def track_thresholds(thresholds: Tensor, hidden_pre: Tensor) -> None:
-    """Move a table towards that of a batch's first tokens, in place.
+    """Update a table with the thresholds of a batch's first tokens (moving average).
 
     Args:
         thresholds: The table, [K].
@@ -100,6 +100,6 @@ def track_thresholds(thresholds: Tensor, hidden_pre: Tensor) -> None:
 
 @torch.no_grad()
 def rescale_thresholds(sae: SAE[Any], scaling_factor: float) -> None:
-    """Follow ``fold_activation_norm_scaling_factor``, which divides decoder norms."""
+    """Rescale the table when ``fold_activation_norm_scaling_factor`` divides W_dec."""
     if sae.cfg.rescale_acts_by_decoder_norm:
         sae.get_buffer("thresholds").div_(scaling_factor)

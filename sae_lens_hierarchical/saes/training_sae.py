@@ -102,12 +102,12 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
 
     @property
     def k_max(self) -> int:
-        """K under the inference config's name, which SAELens reads it by."""
+        """K, under the name that the inference config has for it."""
         return self.k
 
     @property
     def activation(self) -> str:
-        """What the trained SAE starts with, likewise."""
+        """The activation that the trained SAE starts with."""
         return "topk"
 
     @override
@@ -169,7 +169,7 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """Run one step's forward pass.
+        """Compute the loss and the metrics of one training step.
 
         Args:
             step_input: ``sae_in`` is [..., d_in] and finite.

@@ -1,7 +1,7 @@
 """Unit-norm decoder rows, as the paper trains them (Table 1, "Decoder Normalization").
 
-SAELens's trainers own the optimiser and have no seam around its step, so the rows are
-kept by torch's own hooks on optimiser steps. They touch only the decoders given here.
+SAELens's trainers own the optimizer and have no seam around its step, so the rows are
+kept by torch's own hooks on optimizer steps. They touch only the decoders given here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SAES: WeakSet[TrainingSAE[Any]] = WeakSet()
 
 
 def keep_unit_norm_decoder(sae: TrainingSAE[Any]) -> None:
-    """Keep the rows of ``sae.W_dec`` at norm 1 through every optimiser's steps.
+    """Keep the rows of ``sae.W_dec`` at norm 1 through every optimizer's steps.
 
     Before a step the gradient's part parallel to each row is removed; after it each
     row is divided by its norm.
@@ -40,13 +40,13 @@ def keep_unit_norm_decoder(sae: TrainingSAE[Any]) -> None:
 
 
 def row_norms(W_dec: Tensor) -> Tensor:
-    """Return what to divide the rows of a decoder by, [d_sae, 1]: 1 for rows of 0."""
+    """Return the norms of a decoder's rows, [d_sae, 1], and 1 for rows of zeros."""
     norms = W_dec.norm(dim=-1, keepdim=True)
     return norms.where(norms > 0, 1)
 
 
 def normalize_decoder(state_dict: dict[str, Tensor], *, rescaled: bool) -> None:
-    """Bring decoder rows to norm 1 where they are not, and keep what the SAE computes.
+    """Rescale decoder rows to norm 1 and the encoder with them: the same function.
 
     Activations take over the norms, as in SAELens's ``fold_W_dec_norm``.
 

@@ -30,7 +30,7 @@ _FUNCTION_FIELDS = (
 def sae_from_pretrained(
     cfg: TrainingSAEConfig, source: Path, device: str
 ) -> TrainingSAE[Any]:
-    """Return the SAE that ``cfg`` asks for, with the weights of another one.
+    """Return an SAE of the config ``cfg`` that starts with a trained SAE's weights.
 
     SAELens takes the fields of the one on disk. Here those of ``cfg`` hold.
 

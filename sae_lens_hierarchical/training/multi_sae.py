@@ -99,7 +99,7 @@ def multi_sae_config(
 
 
 class MultiSAERunner(MultiSAETrainingRunner):
-    """SAELens's runner, with these differences.
+    """Trains several SAEs on the same activations: SAELens's runner, with differences.
 
     - A checkpoint appears whole or not at all, and so do the trained SAEs. Where they
       go is found fit to be written at once, and is this run's alone while it runs.

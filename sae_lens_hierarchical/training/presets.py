@@ -21,7 +21,7 @@ from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
 
 __all__ = ["PRESETS", "preset", "preset_fields", "small_run"]
 
-# Of the paper: the SAE, the optimiser's rate, the data and the batch.
+# Of the paper: the SAE, the optimizer's rate, the data and the batch.
 _PAPER: dict[str, Any] = {
     "architecture": ARCHITECTURE,
     "d_sae": 65_536,
@@ -126,7 +126,7 @@ def preset_fields(name: str, training_tokens: int | None = None) -> dict[str, An
 
 @contextmanager
 def small_run() -> Generator[None]:
-    """Let the language model and the SAEs have a core each, in place of half of both.
+    """Set torch up for a small model on a CPU: one thread for it, one for the SAEs.
 
     Operations this small would spend most of a second thread's time on waiting for it.
     SAELens's notes on local models and datasets, which are meant here, are held back.

@@ -16,7 +16,7 @@ __all__ = ["reserve_folders"]
 
 @contextmanager
 def reserve_folders(cfg: Any) -> Generator[None]:
-    """Keep other runs out of a run's ``output_path`` and ``checkpoint_path``.
+    """Lock a run's ``output_path`` and ``checkpoint_path`` against other runs.
 
     What killed runs left half written there is removed. Folders that were made for the
     run and are empty at the end are removed too.

@@ -58,7 +58,7 @@ __all__ = ["LanguageModelSAETrainingRunner"]
 
 
 class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
-    """SAELens's runner for any architecture, with these differences.
+    """Trains an SAE of any architecture: SAELens's runner, with these differences.
 
     - A checkpoint appears whole or not at all, and so does the trained SAE. Where they
       go is found fit to be written at once, and is this run's alone while it runs.

@@ -17,7 +17,7 @@ __all__ = ["stopping_on_signals"]
 
 @contextmanager
 def stopping_on_signals(trainer: ResumableTrainerMixin) -> Generator[None]:
-    """Let the first SIGINT or SIGTERM ask ``trainer`` to stop; a second one kills."""
+    """Stop ``trainer`` after its step on SIGINT or SIGTERM; a second one kills."""
     # Python delivers signals to the main thread alone and takes handlers only there.
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -19,7 +19,7 @@ _FUSED_DEVICES = ("cpu", "cuda", "mps")
 
 
 class FastSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
-    """An ``SAETrainer`` whose step is the same but for rounding, and takes less time.
+    """An ``SAETrainer`` whose step is faster and the same but for rounding.
 
     Firings are counted from the active features alone, dead latents are looked for only
     when there can be any, and Adam is torch's fused one, which clips gradients too.

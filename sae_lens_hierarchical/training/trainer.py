@@ -122,7 +122,7 @@ class ResumableTrainerMixin:
             self._check_losses()
 
     def check_finite(self) -> None:
-        """Raise TrainingDivergedError if a loss so far, or a weight, is not finite."""
+        """Raise TrainingDivergedError if a loss or a weight is NaN or infinite."""
         self._check_losses()
         step = self.n_training_samples // self.cfg.train_batch_size_samples
         for name, sae in self.saes_by_name().items():
@@ -149,7 +149,7 @@ class ResumableTrainerMixin:
 
     @contextmanager
     def checkpoint_folder(self, checkpoint: Path) -> Generator[Path]:
-        """Give a folder to write a checkpoint into, which appears when it is whole.
+        """Yield a folder to write a checkpoint to, which appears when it is complete.
 
         Raises:
             TrainingDivergedError: If a loss or a weight is not finite.
@@ -168,7 +168,7 @@ class ResumableTrainerMixin:
         self.last_checkpoint = checkpoint
 
     def after_step(self, bar: tqdm[Any], losses: Mapping[str, Tensor | float]) -> None:
-        """Move the bar, show losses once a second, and stop if that is wanted.
+        """Update the progress bar, and stop the run if that was asked for.
 
         Raises:
             TrainingInterrupted: If it is.

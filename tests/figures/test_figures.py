@@ -386,7 +386,7 @@ def test_missing_values_leave_gaps(table: MetricsTable) -> None:
     ]
 
 
-def test_the_saes_compared_have_their_familys_colour(table: MetricsTable) -> None:
+def test_the_saes_compared_have_their_familys_color(table: MetricsTable) -> None:
     later = [replace(row, sae="T-4, again") for row in table.select(sae="T-4")]
     table = MetricsTable([*table.rows, *later])
 

@@ -77,7 +77,7 @@ def test_without_saebench_the_command_says_how_to_get_it(
 
     error = capsys.readouterr().err
     assert "SAEBench cannot be imported" in error
-    assert "README" in error
+    assert "docs/saebench.md" in error
 
 
 def test_scores_become_figure_6(

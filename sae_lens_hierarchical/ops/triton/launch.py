@@ -36,7 +36,7 @@ _MIN_PROGRAMS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A row of the table.
+    """How the threads of a program share a token's ranks and columns.
 
     Attributes:
         ranks: Ranks of a token that one thread holds.
