@@ -121,10 +121,10 @@ def _round_products(precision: str) -> Callable[[], None]:
         def __getattr__(self, name: str) -> Any:
             return getattr(torch, name)
 
-    module.torch = Torch()  # type: ignore[attr-defined]
+    module.torch = Torch()  # pyright: ignore[reportAttributeAccessIssue]
 
     def restore() -> None:
-        module.torch = torch  # type: ignore[attr-defined]
+        module.torch = torch  # pyright: ignore[reportAttributeAccessIssue]
 
     return restore
 

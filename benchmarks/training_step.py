@@ -239,8 +239,8 @@ def _sparsify(x: torch.Tensor, d_sae: int, k: int, dead: bool) -> Callable[[], o
     package = types.ModuleType("sparsify")
     package.__path__ = [str(Path.cwd() / "sparsify")]
     sys.modules["sparsify"] = package
-    from sparsify.config import SparseCoderConfig  # type: ignore[import-not-found]
-    from sparsify.sparse_coder import SparseCoder  # type: ignore[import-not-found]
+    from sparsify.config import SparseCoderConfig  # pyright: ignore[reportMissingImports]
+    from sparsify.sparse_coder import SparseCoder  # pyright: ignore[reportMissingImports]
 
     coder = SparseCoder(
         x.shape[1], SparseCoderConfig(num_latents=d_sae, k=k), device=x.device

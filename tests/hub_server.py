@@ -62,7 +62,7 @@ class HubServer(ThreadingHTTPServer):
 class HubHandler(SimpleHTTPRequestHandler):
     """Answers for a HubServer."""
 
-    server: HubServer  # type: ignore[assignment]
+    server: HubServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_HEAD(self) -> None:
         self._download(body=False)

@@ -39,7 +39,7 @@ class Stranger:
 
     def save_sae(self, **changes: Any) -> None:
         """Save the SAE, with other metadata."""
-        metadata = {
+        metadata: dict[str, Any] = {
             "model_name": str(self.model),
             "model_class_name": "AutoModelForCausalLM",
             "dataset_path": str(self.text),

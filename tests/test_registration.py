@@ -14,9 +14,11 @@ try:
 except SystemExit:
     pass
 """
-LOOKED_UP = "; from sae_lens.registry import get_sae_class, get_sae_training_class"
-LOOKED_UP += "; print(get_sae_class('hierarchical_topk')[0].__name__)"
-LOOKED_UP += "; get_sae_training_class('hierarchical_topk')"
+LOOKED_UP = (
+    "; from sae_lens.registry import get_sae_class, get_sae_training_class"
+    "; print(get_sae_class('hierarchical_topk')[0].__name__)"
+    "; get_sae_training_class('hierarchical_topk')"
+)
 
 
 def run(program: str) -> str:
@@ -85,5 +87,5 @@ def test_unknown_names_are_attribute_errors() -> None:
     import sae_lens_hierarchical
 
     with pytest.raises(AttributeError, match="has no attribute 'HierarchicalTopK'"):
-        _ = sae_lens_hierarchical.HierarchicalTopK  # type: ignore[attr-defined]
+        _ = sae_lens_hierarchical.HierarchicalTopK
     assert "preset" in dir(sae_lens_hierarchical)

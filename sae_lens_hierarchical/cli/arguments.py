@@ -80,7 +80,7 @@ def saelens_config(
     options: argparse.Namespace, fields: dict[str, Any], rest: list[str]
 ) -> Any:
     """Parse SAELens's options on top of ``fields``; --help shows our options first."""
-    from sae_lens.llm_sae_training_runner import _parse_cfg_args
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args  # pyright: ignore[reportPrivateUsage]
 
     from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
 

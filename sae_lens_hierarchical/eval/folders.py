@@ -142,7 +142,7 @@ def sweep_store(
     with tqdm(total=steps, desc=f"Evaluating {len(saes)} SAEs", leave=False) as bar:
         rows = sweep(
             saes,
-            store.model,  # type: ignore[arg-type]
+            store.model,  # pyright: ignore[reportArgumentType]
             _batches(store, contexts, batch_size),
             ks,
             ce_batches=math.ceil(ce_contexts / batch_size),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
@@ -182,7 +182,7 @@ def _without_threshold(sae: JumpReLUSAE, k_max: int) -> HierarchicalTopKSAE:
 
 
 @contextmanager
-def _flat(sae: SAE[Any]) -> Iterator[None]:
+def _flat(sae: SAE[Any]) -> Generator[None]:
     """Let an SAE of hook_z take [tokens, heads · d_head]."""
     reshaping = sae.hook_z_reshaping_mode
     sae.turn_off_forward_pass_hook_z_reshaping()

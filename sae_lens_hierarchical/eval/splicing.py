@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from sae_lens import SAE
-from sae_lens.training.activations_store import _get_input_token_device
+from sae_lens.training.activations_store import _get_input_token_device  # pyright: ignore[reportPrivateUsage]
 from sae_lens.util import (
     extract_stop_at_layer_from_tlens_hook_name,
     get_special_token_ids,
@@ -73,7 +73,7 @@ class SplicedModel:
     ) -> None:
         batch = batch.to(_get_input_token_device(model))
         self.model, self.batch = model, batch
-        special = get_special_token_ids(model.tokenizer)  # type: ignore[arg-type]
+        special = get_special_token_ids(model.tokenizer)  # pyright: ignore[reportArgumentType]
         self.keep = {at: _kept(batch, at, special) for at in locations}
         hook_names = sorted({at.hook_name for at in locations})
         stops = [extract_stop_at_layer_from_tlens_hook_name(h) for h in hook_names]

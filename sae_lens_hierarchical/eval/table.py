@@ -193,7 +193,7 @@ def read_table(path: Path) -> MetricsTable:
     )
 
 
-def _rows(arrow: pa.Table) -> Iterator[BudgetMetrics]:
+def _rows(arrow: pa.Table) -> Iterator[BudgetMetrics]:  # pyright: ignore[reportUnknownParameterType]
     series = arrow.select(_SERIES)
     for n, values in enumerate(arrow.drop_columns(_SERIES).to_pylist()):
         lists = {name: series[name][n].values.to_numpy() for name in _SERIES}

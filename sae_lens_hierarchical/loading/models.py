@@ -91,9 +91,7 @@ _ALLOWED: dict[str, Callable[[object], bool]] = {
 }
 
 
-def allowed_model_kwargs(
-    kwargs: Mapping[str, Any] | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def allowed_model_kwargs(kwargs: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a file's keyword arguments for a model into allowed and refused ones.
 
     Args:
@@ -258,8 +256,8 @@ def _load(
         # As SAELens's load_model, which does not tell the tokenizer about trust.
         version = {n: kwargs[n] for n in ("revision",) if n in kwargs}
         config = AutoConfig.from_pretrained(model_name, **version, **trust)
-        if "/" in str(config._attn_implementation) and not trust_remote_code:
-            kernel = config._attn_implementation
+        kernel = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+        if "/" in str(kernel) and not trust_remote_code:
             raise ValueError(f"its kernel {kernel!r} needs trust_remote_code")
         model: Any = AutoModelForCausalLM.from_pretrained(model_name, **kwargs, **trust)
         if kwargs.get("device_map") is None:

@@ -23,7 +23,7 @@ def as_integer(value: object) -> int | None:
     if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         return None
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["stable_topk"]
+__all__ = ["GROUP", "stable_topk"]
 
 # How many entries are looked through at once, which bounds the memory that ties take.
 _ENTRIES_AT_ONCE = 1 << 22
 # How many entries share one maximum where that is searched first.
-_GROUP = 16
+GROUP = 16
 
 
 def stable_topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -68,14 +68,14 @@ def _any_topk(rows: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
         others, [m], or None where there is no other.
     """
     n = rows.shape[1]
-    if n % _GROUP or 2 * k * _GROUP > n:
+    if n % GROUP or 2 * k * GROUP > n:
         largest, indices = rows.topk(min(k + 1, n), dim=-1)
         following = largest[:, k] if n > k else None
         return indices[:, :k], largest[:, k - 1], following
     # The k largest entries lie in the k groups with the largest maxima: one pass over
     # the row and two small searches in place of a large one.
-    groups = n // _GROUP
-    maxima = rows.view(-1, _GROUP, groups).amax(dim=1)
+    groups = n // GROUP
+    maxima = rows.view(-1, GROUP, groups).amax(dim=1)
     best, group = maxima.topk(k + 1, dim=-1)
     members = torch.arange(0, n, groups, device=rows.device)[:, None]
     candidates = (group[:, None, :k] + members).flatten(1)

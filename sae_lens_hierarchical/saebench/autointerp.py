@@ -1,6 +1,7 @@
 """SAEBench's AutoInterp: a judge explains features, and is scored on examples."""
 
-# pyright: reportMissingImports=false
+# A type checker need not find SAEBench.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -43,7 +43,7 @@ class PendingResult:
         return f"{self.name} at {self.sae_id}"
 
     @contextmanager
-    def atomic_file(self) -> Iterator[Path]:
+    def atomic_file(self) -> Generator[Path]:
         """Give a file to write, which becomes ``path`` if the block succeeds."""
         # Not a name in which SAEBench sees a result.
         partial = self.path.with_suffix(".partial")

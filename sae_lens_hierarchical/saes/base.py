@@ -27,7 +27,7 @@ __all__ = ["HierarchicalBase", "has_hooks"]
 
 def has_hooks(point: HookPoint) -> bool:
     """Tell whether any forward or backward hook is attached to a hook point."""
-    return bool(point._forward_hooks or point._backward_hooks)
+    return bool(point._forward_hooks or point._backward_hooks)  # pyright: ignore[reportPrivateUsage]
 
 
 class HierarchicalBase(SAE[Any]):

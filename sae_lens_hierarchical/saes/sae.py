@@ -55,8 +55,8 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         ValueError: If a field does not fit, naming it and what is allowed.
     """
 
-    k: int = None  # type: ignore[assignment]
-    k_max: int = None  # type: ignore[assignment]
+    k: int = None  # pyright: ignore[reportAssignmentType]
+    k_max: int = None  # pyright: ignore[reportAssignmentType]
     activation: Activation = "topk"
 
     @override
@@ -71,7 +71,8 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         self.d_in = check_size("d_in", self.d_in)
         self.d_sae = check_size("d_sae", self.d_sae)
         self.k_max = check_k("k_max", self.k_max, self.d_sae)
-        k = self.k_max if self.k is None else self.k
+        # Whatever the field's type says: None stands for k_max until here.
+        k = self.k_max if self.k is None else self.k  # pyright: ignore[reportUnnecessaryComparison]
         self.k = check_k("k", k, self.d_sae)
         check_activation("activation", self.activation)
         if self.activation == "jumprelu":
@@ -87,7 +88,7 @@ class HierarchicalTopKSAE(HierarchicalBase, TopKSAE):
     instead: k on average. Everything else is as in SAELens's ``TopKSAE``.
     """
 
-    cfg: HierarchicalTopKSAEConfig  # type: ignore[assignment]
+    cfg: HierarchicalTopKSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self, cfg: HierarchicalTopKSAEConfig, use_error_term: bool = False

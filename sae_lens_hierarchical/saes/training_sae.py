@@ -151,7 +151,7 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
     and to the trainer are for looking at, no gradient flows through them.
     """
 
-    cfg: HierarchicalTopKTrainingSAEConfig  # type: ignore[assignment]
+    cfg: HierarchicalTopKTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False
@@ -335,6 +335,6 @@ def _check_finite(sae_in: Tensor) -> None:
     finite = sae_in.detach().sum(dtype=torch.float32).isfinite()
     message = "sae_in must be finite, got an activation batch with NaN or infinity"
     if torch.compiler.is_compiling():
-        torch._assert_async(finite, message)  # pyright: ignore[reportPrivateImportUsage]
+        torch._assert_async(finite, message)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
     elif not finite:
         raise ValueError(message)

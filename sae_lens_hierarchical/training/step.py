@@ -116,7 +116,7 @@ class FastSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             # It divides by this, as clip_grad_norm_ would.
             norm = get_total_norm(map(_in_memory_order, gradients)) + 1e-6
             scale = (norm / _MAX_GRAD_NORM).clamp(min=1.0).float()
-            self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = scale  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.optimizer.zero_grad()
 

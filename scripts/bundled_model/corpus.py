@@ -149,7 +149,7 @@ def addresses(cache: Path) -> list[str]:
 
 def austen(cache: Path) -> list[str]:
     """Return Jane Austen's novels from the R package's lazy-load database."""
-    import rdata
+    import rdata  # pyright: ignore[reportMissingImports]
 
     folder = cache / "r-cran-janeaustenr/usr/lib/R/site-library/janeaustenr/data"
     database = (folder / "Rdata.rdb").read_bytes()
@@ -161,10 +161,10 @@ def austen(cache: Path) -> list[str]:
 
     index = load(gzip.decompress((folder / "Rdata.rdx").read_bytes()))
     texts = []
-    for _, (offset, length) in sorted(index["variables"].items()):  # type: ignore[index]
+    for _, (offset, length) in sorted(index["variables"].items()):  # pyright: ignore[reportIndexIssue]
         # Each record: four bytes of length, then a zlib stream.
         lines = load(zlib.decompress(database[offset + 4 : offset + length]))
-        texts.append(reflow(clean("\n".join(map(str, lines)))))  # type: ignore[call-overload]
+        texts.append(reflow(clean("\n".join(map(str, lines)))))  # pyright: ignore[reportArgumentType]
     return _chunk_all(texts)
 
 

@@ -138,4 +138,4 @@ def test_held_out_text_does_not_overlap_train_text(
 
 def test_unknown_split_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"split.*train.*held_out.*'validation'"):
-        load_bundled_dataset("validation")  # type: ignore[arg-type]
+        load_bundled_dataset("validation")  # pyright: ignore[reportArgumentType]

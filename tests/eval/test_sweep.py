@@ -87,7 +87,7 @@ def saelens_metrics(
     store = ActivationsStore.from_sae(
         model, sae, load_bundled_dataset("held_out"), streaming=False
     )
-    store.get_batch_tokens = lambda *_, **__: tokens  # type: ignore[method-assign]
+    store.get_batch_tokens = lambda *_, **__: tokens
     metrics, _ = run_evals(
         sae,
         store,
@@ -231,7 +231,7 @@ def test_a_hugging_face_models_logits_are_those_of_ours(
     """SAELens loads models as they are at Hugging Face, too: other names of hooks."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=4096, n_positions=32, n_embd=16, n_layer=2, n_head=2)
-    proxy = HookedProxyLM(GPT2LMHeadModel(config).eval(), model.tokenizer)  # type: ignore[arg-type]
+    proxy = HookedProxyLM(GPT2LMHeadModel(config).eval(), model.tokenizer)  # pyright: ignore[reportArgumentType]
     cfg = HierarchicalTopKSAEConfig(d_in=16, d_sae=32, k_max=8)
     cfg.metadata.model_name, cfg.metadata.hook_name = "tiny", "transformer.h.0"
     cfg.metadata.context_size, cfg.metadata.prepend_bos = 32, True
@@ -247,7 +247,7 @@ def test_a_hugging_face_models_logits_are_those_of_ours(
 
 def real_activations(model: HookedSAETransformer, tokens: Tensor) -> Tensor:
     _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
-    bos = model.tokenizer.bos_token_id  # type: ignore[union-attr]
+    bos = model.tokenizer.bos_token_id  # pyright: ignore[reportOptionalMemberAccess]
     return cache[BUNDLED_HOOK_NAME][tokens != bos]
 
 
@@ -329,7 +329,7 @@ def test_what_was_never_trained_on_is_left_out(
 
     keep = torch.zeros_like(tokens, dtype=torch.bool)
     keep[:, 3:-2] = True
-    keep &= tokens != model.tokenizer.bos_token_id  # type: ignore[union-attr]
+    keep &= tokens != model.tokenizer.bos_token_id  # pyright: ignore[reportOptionalMemberAccess]
     if exclude is not True:
         keep &= ~torch.isin(tokens, torch.tensor(exclude))
     logits: Any
@@ -392,8 +392,8 @@ def test_the_provenance_says_what_each_sae_was_evaluated_on(
         counts = {sae: getattr(row, name) for sae, row in rows.items()}
         assert both.provenance[name] == counts
         assert alone.provenance[name] == getattr(alone.rows[0], name)
-    assert rows["all"].tokens + rows["all"].excluded_tokens == 4 * 32  # type: ignore[operator]
-    assert rows["narrow"].excluded_tokens >= 4 * 5  # type: ignore[operator]
+    assert rows["all"].tokens + rows["all"].excluded_tokens == 4 * 32  # pyright: ignore[reportOperatorIssue]
+    assert rows["narrow"].excluded_tokens >= 4 * 5  # pyright: ignore[reportOptionalOperand]
 
 
 def test_an_empty_choice_of_positions_is_named(
@@ -457,7 +457,7 @@ def test_a_large_vocabulary_gets_fewer_default_batch_size(
 ) -> None:
     with torch.device("meta"):
         config = GPT2Config(vocab_size=d_vocab, n_embd=2, n_layer=1, n_head=1)
-        proxy = HookedProxyLM(GPT2LMHeadModel(config), None)  # type: ignore[arg-type]
+        proxy = HookedProxyLM(GPT2LMHeadModel(config), None)  # pyright: ignore[reportArgumentType]
     assert default_batch_size(proxy, context_size) == contexts
     bundled = SimpleNamespace(cfg=SimpleNamespace(d_vocab=d_vocab))
     assert default_batch_size(bundled, context_size) == contexts
@@ -558,7 +558,7 @@ def test_reconstruct_equals_a_run_at_each_k(normalize: str, rescale: bool) -> No
         d_in=12,
         d_sae=40,
         k_max=8,
-        normalize_activations=normalize,  # type: ignore[arg-type]
+        normalize_activations=normalize,  # pyright: ignore[reportArgumentType]
         rescale_acts_by_decoder_norm=rescale,
     )
     sae = HierarchicalTopKSAE(cfg)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.defaults import ARCHITECTURE
 from sae_lens_hierarchical.eval.table import (
-    OURS,
     BudgetMetrics,
     MetricsTable,
     write_table,
@@ -114,8 +114,8 @@ class Page(HTMLParser):
 def table() -> MetricsTable:
     return MetricsTable(
         [
-            *make_sae("J_1", OURS, 8, "topk", "jumprelu"),
-            *make_sae("J_4", OURS, 8, "topk"),
+            *make_sae("J_1", ARCHITECTURE, 8, "topk", "jumprelu"),
+            *make_sae("J_4", ARCHITECTURE, 8, "topk"),
             *make_sae("T-4", "topk", 4, "topk"),
             *make_sae("T-2", "topk", 2, "topk", "jumprelu"),
             *make_sae("B-3", "batchtopk", 3, "topk", "jumprelu", "own"),
@@ -401,7 +401,7 @@ def test_the_saes_compared_have_their_familys_color(table: MetricsTable) -> None
 def test_any_number_of_saes_looks_different(tmp_path: Path) -> None:
     rows = [
         row
-        for architecture in (OURS, "topk", "some_new_one")
+        for architecture in (ARCHITECTURE, "topk", "some_new_one")
         for n in range(12)
         for row in make_sae(f"{architecture}-{n}", architecture, n + 1, "topk")
     ]

@@ -27,9 +27,9 @@ def test_edges(k: int, every: int, expected: list[int]) -> None:
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, None])
 def test_bad_k_and_every_are_named(bad: object) -> None:
     with pytest.raises(ValueError, match="k must be an integer"):
-        loss_budgets(bad)  # type: ignore[arg-type]
+        loss_budgets(bad)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="every must be an integer"):
-        loss_budgets(8, bad)  # type: ignore[arg-type]
+        loss_budgets(8, bad)  # pyright: ignore[reportArgumentType]
 
 
 def test_default_is_every_budget_with_equal_weight() -> None:

@@ -103,7 +103,7 @@ def test_gradcheck(without: str) -> None:
     def values(*given: Tensor) -> Tensor:
         rest = iter(given)
         args = {n: None if t is None else next(rest) for n, t in tensors.items()}
-        return encode_topk(k=3, **args)[0]  # type: ignore[arg-type]
+        return encode_topk(k=3, **args)[0]  # pyright: ignore[reportArgumentType]
 
     assert torch.autograd.gradcheck(values, given)
 

@@ -56,7 +56,7 @@ def test_it_is_the_start_of_a_stable_sort(
 def test_it_is_so_where_groups_are_searched_first(
     seed: int, groups: int, distinct: int, dtype: torch.dtype, data: st.DataObject
 ) -> None:
-    n = topk._GROUP * 2 * groups
+    n = topk.GROUP * 2 * groups
     k = data.draw(st.integers(1, groups))  # up to where groups are given up
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(-distinct, distinct, (4, n), generator=generator).to(dtype)

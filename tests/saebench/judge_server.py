@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -52,7 +52,7 @@ class JudgeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def judge_server() -> Iterator[JudgeServer]:
+def judge_server() -> Generator[JudgeServer]:
     """Serve within a ``with`` block."""
     server = JudgeServer()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -66,7 +66,7 @@ def judge_server() -> Iterator[JudgeServer]:
 class JudgeHandler(BaseHTTPRequestHandler):
     """Answers for a JudgeServer."""
 
-    server: JudgeServer  # type: ignore[assignment]
+    server: JudgeServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:

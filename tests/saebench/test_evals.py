@@ -105,7 +105,7 @@ def test_saebenchs_explained_variance_is_what_budget_metrics_say(
 
     hook_name = str(sae.cfg.metadata.hook_name)
     _, cache = bench.model.run_with_cache(bench.tokens, names_filter=hook_name)
-    bos = bench.model.tokenizer.bos_token_id  # type: ignore[union-attr]
+    bos = bench.model.tokenizer.bos_token_id  # pyright: ignore[reportOptionalMemberAccess]
     x = cache[hook_name][bench.tokens != bos]
     (row,) = sweep({"ours": sae}, bench.model, bench.tokens.split(16), [8])
     mean_square = float(x.pow(2).sum(-1).mean())
@@ -329,7 +329,7 @@ def test_results_are_made_once_and_whole(
         bench.core({"ours": sae}, [8, 2])
     training = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=9, k=2))
     with pytest.raises(ValueError, match="it is a training SAE: save it and load it"):
-        bench.core({"it": training}, [2])  # type: ignore[dict-item]
+        bench.core({"it": training}, [2])
 
 
 def test_sparse_probing_takes_local_datasets(

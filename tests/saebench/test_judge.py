@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,29 +188,24 @@ def test_the_estimate_leaves_out_what_is_known(
     assert judge.estimate(chats).endswith("100,000 of answers")
 
 
+class DyingConnection(sqlite3.Connection):
+    """Dies within the third answer's transaction, after it was written."""
+
+    written = 0
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        result = super().execute(sql, *parameters)
+        self.written += sql.startswith("INSERT")
+        if self.written == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
 def ask_until_killed(cache: Path, url: str) -> None:
-    judge = Judge("small", cache, url=url)
-    keep = judge._answers.execute
-
-    class Connection:
-        """Dies within the third answer's transaction, after it was written."""
-
-        written = 0
-
-        def execute(self, *args: object) -> object:
-            result = keep(*args)  # type: ignore[arg-type]
-            self.written += str(args[0]).startswith("INSERT")
-            if self.written == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        def __enter__(self) -> object:
-            return original.__enter__()
-
-        def __exit__(self, *error: object) -> object:
-            return original.__exit__(*error)  # type: ignore[arg-type]
-
-    original, judge._answers = judge._answers, Connection()  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        connect = partial(sqlite3.connect, factory=DyingConnection)
+        patch.setattr(sqlite3, "connect", connect)
+        judge = Judge("small", cache, url=url)
     for n in range(5):
         judge.ask(chat(str(n)), TOKENS)
 

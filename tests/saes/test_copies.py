@@ -40,13 +40,8 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def make_sae(normalize: str, **options: Any) -> HierarchicalTopKSAE:
-    cfg = HierarchicalTopKSAEConfig(
-        d_in=D_IN,
-        d_sae=D_SAE,
-        k_max=K_MAX,
-        **{"normalize_activations": normalize, **options},
-    )
+def make_sae(**options: Any) -> HierarchicalTopKSAE:
+    cfg = HierarchicalTopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k_max=K_MAX, **options)
     sae = HierarchicalTopKSAE(cfg)
     sae.b_dec.data.normal_()
     return sae
@@ -62,7 +57,7 @@ def tokens(seed: int, scale: float = 1.0) -> Tensor:
 def test_a_copy_computes_the_same_and_disturbs_nothing(
     make_copy: Callable[[Any], Any], normalize: str
 ) -> None:
-    sae = make_sae(normalize)
+    sae = make_sae(normalize_activations=normalize)
     x, other = tokens(1), tokens(2, scale=30)
     ks = [1, 3, 8]
     wanted, wanted_other = sae.reconstruct(x, ks), sae.reconstruct(other, ks)
@@ -84,7 +79,7 @@ def test_a_copy_computes_the_same_and_disturbs_nothing(
 
 @pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 def test_a_copy_reshapes_heads_for_itself(make_copy: Callable[[Any], Any]) -> None:
-    sae = make_sae("none", reshape_activations="hook_z")
+    sae = make_sae(reshape_activations="hook_z")
     twin = make_copy(sae)  # before either knows the size of a head
     x = tokens(1).view(5, 3, 4)
 
@@ -134,7 +129,7 @@ def test_a_copy_in_training_trains_alike(
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_compact_forms_never_touch_the_k_in_use(normalize: str) -> None:
-    sae = make_sae(normalize)
+    sae = make_sae(normalize_activations=normalize)
     sae.k = 5
     seen: list[int] = []
     for point in (sae.hook_sae_acts_pre, sae.hook_sae_recons):
@@ -150,7 +145,7 @@ def test_compact_forms_never_touch_the_k_in_use(normalize: str) -> None:
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_threads_reconstruct_at_once(normalize: str) -> None:
-    sae = make_sae(normalize)
+    sae = make_sae(normalize_activations=normalize)
     inputs = {k: tokens(k, scale=k) for k in range(1, 9)}
     expected = {k: sae.reconstruct(x, [k]) for k, x in inputs.items()}
     wrong: list[int] = []
@@ -175,7 +170,7 @@ def test_threads_reconstruct_at_once(normalize: str) -> None:
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_decoding_twice_gives_the_same_twice(normalize: str) -> None:
-    sae, x = make_sae(normalize), tokens(1)
+    sae, x = make_sae(normalize_activations=normalize), tokens(1)
     ranked = sae.encode_ranked(x)
 
     first, second = sae.decode_ranked(ranked), sae.decode_ranked(ranked)
@@ -186,7 +181,7 @@ def test_decoding_twice_gives_the_same_twice(normalize: str) -> None:
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS[1:])
 def test_decoding_before_encoding_is_refused(normalize: str) -> None:
-    sae = make_sae(normalize)
+    sae = make_sae(normalize_activations=normalize)
 
     with pytest.raises(RuntimeError, match=f"'{normalize}' .* encode it first"):
         sae.decode(torch.zeros(2, D_SAE))

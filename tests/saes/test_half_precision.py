@@ -102,7 +102,7 @@ def test_tables_of_older_checkpoints_load(tmp_path: Path) -> None:
     path = tmp_path / "sae_weights.safetensors"
     save_file({**load_file(path), "thresholds": exact}, path)
 
-    assert torch.equal(SAE.load_from_disk(tmp_path).thresholds, exact)  # type: ignore[arg-type]
+    assert torch.equal(SAE.load_from_disk(tmp_path).thresholds, exact)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -53,7 +53,7 @@ def ablate(activations: Tensor, **_: Any) -> Tensor:
 
 def test_compact_forms_are_refused_while_hooks_edit_activations() -> None:
     sae, x = make_sae(), tokens()
-    sae.hook_sae_acts_post.add_hook(ablate)  # type: ignore[arg-type]
+    sae.hook_sae_acts_post.add_hook(ablate)  # pyright: ignore[reportArgumentType]
 
     for use in (
         lambda: sae.encode_ranked(x),
@@ -78,7 +78,7 @@ def test_hooks_on_the_reconstruction_see_and_change_what_decode_shows_them(
         seen.append(activations)
         return 2 * activations
 
-    sae.hook_sae_recons.add_hook(double)  # type: ignore[arg-type]
+    sae.hook_sae_recons.add_hook(double)  # pyright: ignore[reportArgumentType]
     expected = sae(x)
     (compact,) = sae.reconstruct(x, [K_MAX])
 
@@ -91,7 +91,7 @@ def test_hooks_on_the_reconstruction_in_training(normalize: str) -> None:
     sae, x = make_training_sae(normalize_activations=normalize), tokens()
     seen: list[Tensor] = []
     plain = step(sae, x).sae_out
-    sae.hook_sae_recons.add_hook(lambda a, **_: seen.append(a))  # type: ignore[arg-type]
+    sae.hook_sae_recons.add_hook(lambda a, **_: seen.append(a))  # pyright: ignore[reportArgumentType]
 
     hooked = step(sae, x).sae_out
     decoded = sae.decode(sae.encode(x))
@@ -181,11 +181,11 @@ def test_integers_of_numpy_and_torch_are_integers(tmp_path: Path) -> None:
         with sae.at_k(k):
             assert (sae.encode(tokens()) != 0).sum(-1).max() <= 3
         assert sae.encode_ranked(tokens(), k).values.shape == (6, 3)
-    assert sae.reconstruct(tokens(), np.array([1, 4])).shape == (2, 6, D_IN)  # type: ignore[arg-type]
+    assert sae.reconstruct(tokens(), np.array([1, 4])).shape == (2, 6, D_IN)  # pyright: ignore[reportArgumentType]
     cfg = HierarchicalTopKTrainingSAEConfig(
-        d_in=np.int64(12),  # type: ignore[arg-type]
-        d_sae=np.int32(40),  # type: ignore[arg-type]
-        k=np.int64(8),  # type: ignore[arg-type]
+        d_in=np.int64(12),  # pyright: ignore[reportArgumentType]
+        d_sae=np.int32(40),  # pyright: ignore[reportArgumentType]
+        k=np.int64(8),  # pyright: ignore[reportArgumentType]
         budgets=list(np.array([1, 8])),
     )
     HierarchicalTopKTrainingSAE(cfg).save_model(tmp_path / "training")
@@ -193,7 +193,7 @@ def test_integers_of_numpy_and_torch_are_integers(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "training" / "cfg.json").read_text())["k"] == 8
     for bad in (np.True_, torch.tensor(True), np.float64(3), torch.tensor(3.0)):
         with pytest.raises(ValueError, match="k must be an integer from 1"):
-            sae.k = bad  # type: ignore[assignment]
+            sae.k = bad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("bad", [0, -1, D_SAE + 1, "8"])

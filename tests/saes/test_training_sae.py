@@ -231,7 +231,7 @@ def test_unit_norm_decoder_steps_along_the_gradient_without_its_parallel_part() 
 def test_compiled_training_step_has_no_graph_break() -> None:
     sae = make_training_sae()
     expected = step(sae, activations())
-    sae.training_forward_pass = torch.compile(  # type: ignore[method-assign]
+    sae.training_forward_pass = torch.compile(
         sae.training_forward_pass, fullgraph=True, backend="aot_eager"
     )
 

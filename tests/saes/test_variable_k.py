@@ -126,7 +126,7 @@ def test_unknown_thresholds_are_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="from 1 to k_max=8, got 9"):
         sae.k = 9
     with pytest.raises(ValueError, match="activation must be one of"):
-        sae.activation = "relu"  # type: ignore[assignment]
+        sae.activation = "relu"  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValueError, match="activation must be one of"):
         make_sae(activation="relu")
     assert (sae.k, sae.activation) == (8, "jumprelu")

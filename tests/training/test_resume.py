@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -364,8 +365,7 @@ def test_a_resumed_run_of_several_saes_equals_an_uninterrupted_one(
         together = multi_sae_config(cfg, saes, Path(str(cfg.output_path)))
         # Two hooks, whose activations must stay those of the same tokens.
         hooks = dict.fromkeys(saes, cfg.hook_name) | {"topk": "blocks.1.hook_mlp_out"}
-        together._hook_names_per_sae = together.hook_names = hooks
-        return together
+        return dataclasses.replace(together, hook_names=hooks)
 
     torch.manual_seed(0)
     whole = make("whole")

@@ -13,7 +13,9 @@ from sae_lens import (
     StandardTrainingSAEConfig,
     TrainingSAE,
 )
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_lens_hierarchical.training.step import FastSAETrainer
 from tests.helpers import D_IN, D_SAE, make_trainer, make_training_sae
@@ -79,22 +81,44 @@ def test_other_architectures_train_as_before() -> None:
     assert torch.equal(ours.act_freq_scores, theirs.act_freq_scores)
 
 
-def test_dead_latents_are_found_on_the_step_on_which_they_die() -> None:
-    trainer = fast(make_training_sae(), dead_feature_window=3)
-    looks = 0
-    for n in range(40):
-        mask = trainer._dead_neuron_mask()
-        looks += mask is not None or trainer._none_dead_before == n + 1
-        expected = trainer.dead_neurons
-        found = torch.zeros_like(expected) if mask is None else mask
-        assert torch.equal(found, expected)
+class HostReads(TorchDispatchMode):
+    """Counts how often the host asks for a tensor's value."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_dead_latents_are_found_on_the_step_on_which_they_die(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sae = make_training_sae()
+    trainer = fast(sae, dead_feature_window=3)
+    masks: list[Tensor | None] = []
+
+    def forward(step_input: TrainStepInput) -> TrainStepOutput:
+        masks.append(step_input.dead_neuron_mask)
+        x, acts = step_input.sae_in, torch.zeros(17, D_SAE)
         # One latent is silent from step 10 to step 20.
-        active = torch.arange(D_SAE) if not 10 <= n < 20 else torch.arange(1, D_SAE)
-        acts = torch.zeros(17, D_SAE)
-        acts[0, active] = 1
-        trainer._count_firings(acts)
-        trainer.n_training_steps += 1
-    assert looks < 40
+        acts[0, 1 if 10 <= step_input.n_training_steps < 20 else 0 :] = 1
+        loss = sae.b_dec.square().sum()
+        return TrainStepOutput(x, x, acts, acts, loss, {}, {})
+
+    monkeypatch.setattr(sae, "training_forward_pass", forward)
+    steps_with_reads = 0
+    for n in range(40):
+        expected = trainer.dead_neurons
+        with HostReads() as reads:
+            run(trainer, range(n, n + 1))
+        found = torch.zeros_like(expected) if masks[-1] is None else masks[-1]
+        assert torch.equal(found, expected)
+        assert found.any() == (14 <= n <= 20)
+        steps_with_reads += reads.count > 0
+    assert 0 < steps_with_reads < 40
 
 
 def test_optimizer_state_follows_the_parameters_layout(tmp_path: Any) -> None:

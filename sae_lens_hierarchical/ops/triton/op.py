@@ -293,7 +293,7 @@ _forward.register_autograd(_backward, setup_context=_setup_context)
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     # In place, but for tracers (their tensors are subclasses) and for a graph that is
     # kept, which may be walked again with another factor.
-    kept = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
+    kept = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
     if kept or dtype != gradient.dtype or type(gradient) is not Tensor:
         return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
     _scale_(gradient, factor)
