@@ -7,7 +7,12 @@ from torch import Tensor
 
 from sae_lens_hierarchical.ops.encode_topk import encode_topk
 
-__all__ = ["auxiliary_loss"]
+__all__ = [
+    "auxiliary_k",
+    "auxiliary_loss",
+    "reconstruction_error",
+    "select_latents",
+]
 
 
 def auxiliary_loss(
@@ -43,22 +48,56 @@ def auxiliary_loss(
         min(n / (d_in / 2), 1) · mean over tokens of ‖error − reconstruction‖², summed
         over d_in; a scalar.
     """
-    half = max(1, x.shape[1] // 2)
-    # Rows of W_enc.T are contiguous in an SAE that stores it by feature.
-    weight, bias = W_enc.T.index_select(0, dead).T, b_enc[dead]
-    rows = W_dec.index_select(0, dead)
-    if len(dead) <= half:
-        encoder_in = x if b_dec is None else x - b_dec
-        reconstruction = (encoder_in @ weight + bias) @ rows
+    k = auxiliary_k(x.shape[1])
+    weight, bias = select_latents(W_enc, b_enc, dead)
+    indices = None
+    if len(dead) <= k:
+        acts = (x if b_dec is None else x - b_dec) @ weight + bias
     else:
         factor = None if scale is None else scale[dead]
-        values, indices = encode_topk(x, weight, bias, b_dec, half, scale=factor)
+        acts, indices = encode_topk(x, weight, bias, b_dec, k, scale=factor)
         if factor is not None:
-            values = values / factor[indices]
+            acts = acts / factor[indices]
+    rows = W_dec.index_select(0, dead)
+    error_left = reconstruction_error(acts, indices, rows, error, output_scale)
+    return min(len(dead) / k, 1.0) * error_left
+
+
+def auxiliary_k(d_in: int) -> int:
+    """Return how many dead latents of a token reconstruct its error, if so many are."""
+    return max(1, d_in // 2)
+
+
+def select_latents(
+    W_enc: Tensor, b_enc: Tensor, latents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the encoder and its bias of some latents, [d_in, n] and [n]."""
+    # Rows of W_enc.T are contiguous in an SAE that stores it by feature.
+    return W_enc.T.index_select(0, latents).T, b_enc[latents]
+
+
+def reconstruction_error(
+    acts: Tensor,
+    indices: Tensor | None,
+    rows: Tensor,
+    error: Tensor,
+    output_scale: Tensor | None,
+) -> Tensor:
+    """Return the mean over tokens of ‖error − reconstruction‖², summed over d_in.
+
+    Args:
+        acts: Activations, [B, n] of all rows, or [B, k] of those in ``indices``.
+        indices: [B, k], int64; None for all rows.
+        rows: What is decoded with, [n, d_in].
+        error: [B, d_in]; no gradient flows to it.
+        output_scale: Multiplies a token's reconstruction, [B, 1]; None for 1.
+    """
+    if indices is None:
+        reconstruction = acts @ rows
+    else:
         reconstruction = F.embedding_bag(
-            indices, rows, mode="sum", per_sample_weights=values.to(rows.dtype)
+            indices, rows, mode="sum", per_sample_weights=acts.to(rows.dtype)
         )
     if output_scale is not None:
         reconstruction = reconstruction * output_scale
-    difference = reconstruction - error.detach()
-    return min(len(dead) / half, 1.0) * difference.pow(2).sum(dim=-1).mean()
+    return (reconstruction - error.detach()).pow(2).sum(dim=-1).mean()

@@ -19,6 +19,7 @@ __all__ = [
     "check_threshold_k",
     "decode_thresholds",
     "encode_thresholds",
+    "move_thresholds",
     "rescale_thresholds",
     "track_thresholds",
     "unknown_thresholds",
@@ -90,10 +91,23 @@ def track_thresholds(thresholds: Tensor, hidden_pre: Tensor) -> None:
         hidden_pre: What a training step ranks features by, [tokens, d_sae], of the
             batch's first ``TRACKED_TOKENS``.
     """
-    tokens, k_max = len(hidden_pre), len(thresholds)
-    largest = hidden_pre.flatten().topk(k_max * tokens).values.relu()
+    tokens = len(hidden_pre)
+    largest = hidden_pre.flatten().topk(len(thresholds) * tokens).values
+    move_thresholds(thresholds, largest, tokens)
+
+
+@torch.no_grad()
+def move_thresholds(thresholds: Tensor, largest: Tensor, tokens: int) -> None:
+    """Move a table towards that of some tokens, in place.
+
+    Args:
+        thresholds: The table, [K].
+        largest: The K · tokens largest of what all these tokens' features are ranked
+            by, largest first.
+        tokens: How many tokens.
+    """
     # Of the k·n largest of all n tokens' activations, the last.
-    current = largest[tokens - 1 :: tokens].float()
+    current = largest.relu()[tokens - 1 :: tokens].float()
     moved = torch.lerp(thresholds, current, _TRACKING_RATE)
     thresholds.copy_(torch.where(thresholds.isnan(), current, moved))
 

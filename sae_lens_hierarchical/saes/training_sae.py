@@ -159,13 +159,15 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         super().__init__(cfg, use_error_term)
         self.register_buffer("thresholds", unknown_thresholds(cfg.k, cfg.device))
         self._budgets, self._budget_weights = cfg.resolve_budgets()
-        if cfg.unit_norm_decoder:
+        self._keep_unit_norm()
+
+    def _keep_unit_norm(self) -> None:
+        if self.cfg.unit_norm_decoder:
             keep_unit_norm_decoder(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # a copy's rows are kept, too
-        if self.cfg.unit_norm_decoder:
-            keep_unit_norm_decoder(self)
+        super().__setstate__(state)
+        self._keep_unit_norm()  # a copy's rows, too
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -190,13 +192,14 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         scale = None
         # Unit rows make the rescaling an identity that costs a pass over W_dec.
         if self.cfg.rescale_acts_by_decoder_norm and not self.cfg.unit_norm_decoder:
-            scale = self.W_dec.norm(dim=-1)
+            scale = self._row_norms()
         ranked, hidden_pre = self._rank(normalized, scale)
         feature_acts = self.hook_sae_acts_post(self._feature_acts(ranked))
 
         values, indices = ranked
         decoded = values if scale is None else values * (1 / scale)[indices]
-        target, b_dec, output_scale = sae_in, self.b_dec, output_map.scale
+        decoder_target = self._decoder_columns(sae_in)
+        target, b_dec, output_scale = decoder_target, self.b_dec, output_map.scale
         if output_scale is not None:  # then b_dec is another one for every token
             target, decoded = target - output_map(b_dec), decoded * output_scale
             b_dec = torch.zeros_like(b_dec)
@@ -210,28 +213,23 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
             budget_weights=self._budget_weights,
             backend=self.cfg.backend,
         )
-        sae_out = sae_in + residual.view_as(sae_in)
+        sae_out = decoder_target + residual.view_as(decoder_target)
         if has_hooks(self.hook_sae_recons):
             sae_out = self._hooked_output(ranked, output_map)
 
         auxiliary = sae_out.new_tensor(0.0)
         mask = step_input.dead_neuron_mask
         if mask is not None and len(dead := mask.nonzero().squeeze(-1)):
-            auxiliary = self.cfg.aux_loss_coefficient * auxiliary_loss(
+            auxiliary = self.cfg.aux_loss_coefficient * self._auxiliary_loss(
                 normalized.flatten(0, -2),
-                (sae_in - sae_out).flatten(0, -2),
-                self.W_enc,
-                self.b_enc,
-                self._encoder_b_dec,
-                self.W_dec,
+                (decoder_target - sae_out).flatten(0, -2),
                 dead,
-                scale=scale,
-                output_scale=None
-                if output_scale is None
-                else output_scale.flatten(0, -2),
+                scale,
+                None if output_scale is None else output_scale.flatten(0, -2),
             )
+        loss, auxiliary, per_budget = self._over_columns(loss, auxiliary, per_budget)
         return TrainStepOutput(
-            sae_in=sae_in,
+            sae_in=decoder_target,
             sae_out=sae_out,
             feature_acts=feature_acts,
             hidden_pre=hidden_pre,
@@ -246,6 +244,47 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
     @property
     def _encoder_b_dec(self) -> Tensor | None:
         return self.b_dec if self.cfg.apply_b_dec_to_input else None
+
+    # An SAE whose decoder is spread over processes by columns gives these its own
+    # meaning; here the decoder has all columns.
+
+    def _row_norms(self) -> Tensor:
+        """Return the norms of the decoder's rows, [d_sae], with gradients."""
+        return self.W_dec.norm(dim=-1)
+
+    def _decoder_columns(self, x: Tensor) -> Tensor:
+        """Return the columns of [..., d_in] that this decoder writes."""
+        return x
+
+    def _over_columns(
+        self, loss: Tensor, auxiliary: Tensor, per_budget: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sums over this decoder's columns as sums over all of them."""
+        return loss, auxiliary, per_budget
+
+    def _auxiliary_loss(
+        self,
+        normalized: Tensor,
+        error: Tensor,
+        dead: Tensor,
+        scale: Tensor | None,
+        output_scale: Tensor | None,
+    ) -> Tensor:
+        """Return the dead-latent loss of this decoder's columns, without coefficient.
+
+        The arguments are those of ``ops.auxiliary_loss``.
+        """
+        return auxiliary_loss(
+            normalized,
+            error,
+            self.W_enc,
+            self.b_enc,
+            self._encoder_b_dec,
+            self.W_dec,
+            dead,
+            scale=scale,
+            output_scale=output_scale,
+        )
 
     def _rank(
         self, normalized: Tensor, scale: Tensor | None

@@ -7,8 +7,9 @@ kept by torch's own hooks on optimizer steps. They touch only the decoders given
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from sae_lens import TrainingSAE, logger
@@ -26,22 +27,34 @@ _UNIT_NORM_ATOL = 2**-7
 
 _CACHED_ENTRIES = 1 << 17
 
-_SAES: WeakSet[TrainingSAE[Any]] = WeakSet()
+# Turns sums over a part of a decoder's columns, [d_sae, 1], into those over all.
+SumOverColumns = Callable[[Tensor], Tensor]
+
+_SAES: WeakKeyDictionary[TrainingSAE[Any], SumOverColumns | None] = WeakKeyDictionary()
 
 
-def keep_unit_norm_decoder(sae: TrainingSAE[Any]) -> None:
+def keep_unit_norm_decoder(
+    sae: TrainingSAE[Any], sum_over_columns: SumOverColumns | None = None
+) -> None:
     """Keep the rows of ``sae.W_dec`` at norm 1 through every optimizer's steps.
 
     Before a step the gradient's part parallel to each row is removed; after it each
     row is divided by its norm.
+
+    Args:
+        sae: The SAE in training.
+        sum_over_columns: Where ``sae.W_dec`` is a part of the columns, what adds up
+            each row's sums over all parts; None where it is whole.
     """
     _register_hooks()
-    _SAES.add(sae)
+    _SAES[sae] = sum_over_columns
 
 
-def row_norms(W_dec: Tensor) -> Tensor:
+def row_norms(W_dec: Tensor, sum_over_columns: SumOverColumns | None = None) -> Tensor:
     """Return the norms of a decoder's rows, [d_sae, 1], and 1 for rows of zeros."""
     norms = W_dec.norm(dim=-1, keepdim=True)
+    if sum_over_columns is not None:
+        norms = sum_over_columns(norms.square()).sqrt()
     return norms.where(norms > 0, 1)
 
 
@@ -84,28 +97,36 @@ def _register_hooks() -> None:
 
 @torch.no_grad()
 def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    for W_dec in _decoders(optimizer):
+    for W_dec, add_up in _decoders(optimizer):
         if W_dec.grad is None:
             continue
-        for rows, gradient in zip(_blocks(W_dec), _blocks(W_dec.grad), strict=True):
+        blocks = zip(_blocks(W_dec, add_up), _blocks(W_dec.grad, add_up), strict=True)
+        for rows, gradient in blocks:
             parallel = (gradient * rows).sum(dim=-1, keepdim=True)
+            if add_up is not None:
+                parallel = add_up(parallel)
             gradient.addcmul_(parallel, rows, value=-1)
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    for W_dec in _decoders(optimizer):
-        for rows in _blocks(W_dec):
-            rows.div_(row_norms(rows))
+    for W_dec, add_up in _decoders(optimizer):
+        for rows in _blocks(W_dec, add_up):
+            rows.div_(row_norms(rows, add_up))
 
 
-def _blocks(matrix: Tensor) -> tuple[Tensor, ...]:
+def _blocks(
+    matrix: Tensor, sum_over_columns: SumOverColumns | None
+) -> tuple[Tensor, ...]:
     """Split a matrix into rows that a CPU's cache holds from one pass to the next."""
-    if matrix.device.type != "cpu":
+    # One sum over processes for all rows, not one a block.
+    if matrix.device.type != "cpu" or sum_over_columns is not None:
         return (matrix,)
     return matrix.split(max(1, _CACHED_ENTRIES // matrix.shape[1]))
 
 
-def _decoders(optimizer: Optimizer) -> list[Tensor]:
+def _decoders(optimizer: Optimizer) -> list[tuple[Tensor, SumOverColumns | None]]:
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [sae.W_dec for sae in _SAES if id(sae.W_dec) in owned]
+    return [
+        (sae.W_dec, add_up) for sae, add_up in _SAES.items() if id(sae.W_dec) in owned
+    ]

@@ -9,7 +9,7 @@ import torch
 from sae_lens import SAETrainer
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from typing_extensions import override
 
 __all__ = ["FastSAETrainer"]
@@ -107,18 +107,22 @@ class FastSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _step_optimizer(self) -> None:
         parameters = [p for p in self.sae.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = self._gradient_norm(gradients)
         if not self.optimizer.param_groups[0]["fused"]:
-            torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRAD_NORM)
+            clip_grads_with_norm_(parameters, _MAX_GRAD_NORM, norm)
         else:
             # The fused kernel goes through memory, whatever the strides.
             for parameter in parameters:
                 parameter.grad = _laid_out_like(parameter, parameter.grad)
             # It divides by this, as clip_grad_norm_ would.
-            norm = get_total_norm(map(_in_memory_order, gradients)) + 1e-6
-            scale = (norm / _MAX_GRAD_NORM).clamp(min=1.0).float()
+            scale = ((norm + 1e-6) / _MAX_GRAD_NORM).clamp(min=1.0).float()
             self.optimizer.grad_scale = scale  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        """Return the norm of all parameters' gradients together, for the clip."""
+        return get_total_norm(map(_in_memory_order, gradients))
 
 
 def _in_memory_order(gradient: Tensor) -> Tensor:

@@ -1,0 +1,7 @@
+"""One SAE over several processes, equal to one process on the same batches."""
+
+from sae_lens_hierarchical.training.distributed.mesh import Mesh
+from sae_lens_hierarchical.training.distributed.sharded_sae import ShardedTrainingSAE
+from sae_lens_hierarchical.training.distributed.step import ShardedSAETrainer
+
+__all__ = ["Mesh", "ShardedSAETrainer", "ShardedTrainingSAE"]
