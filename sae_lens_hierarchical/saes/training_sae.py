@@ -193,7 +193,8 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         # Unit rows make the rescaling an identity that costs a pass over W_dec.
         if self.cfg.rescale_acts_by_decoder_norm and not self.cfg.unit_norm_decoder:
             scale = self._row_norms()
-        ranked, hidden_pre = self._rank(normalized, scale)
+        encoder_b_dec = self._encoder_b_dec()
+        ranked, hidden_pre = self._rank(normalized, encoder_b_dec, scale)
         feature_acts = self.hook_sae_acts_post(self._feature_acts(ranked))
 
         values, indices = ranked
@@ -223,6 +224,7 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
             auxiliary = self.cfg.aux_loss_coefficient * self._auxiliary_loss(
                 normalized.flatten(0, -2),
                 (decoder_target - sae_out).flatten(0, -2),
+                encoder_b_dec,
                 dead,
                 scale,
                 None if output_scale is None else output_scale.flatten(0, -2),
@@ -241,12 +243,12 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
             metrics=self._budget_metrics(sae_in, per_budget),
         )
 
-    @property
-    def _encoder_b_dec(self) -> Tensor | None:
-        return self.b_dec if self.cfg.apply_b_dec_to_input else None
+    # ``ShardedTrainingSAE``, whose decoder is spread over processes by columns, gives
+    # these another meaning.
 
-    # An SAE whose decoder is spread over processes by columns gives these its own
-    # meaning; here the decoder has all columns.
+    def _encoder_b_dec(self) -> Tensor | None:
+        """Return what is subtracted from the encoder's input, [d_in], if anything."""
+        return self.b_dec if self.cfg.apply_b_dec_to_input else None
 
     def _row_norms(self) -> Tensor:
         """Return the norms of the decoder's rows, [d_sae], with gradients."""
@@ -266,6 +268,7 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         self,
         normalized: Tensor,
         error: Tensor,
+        b_dec: Tensor | None,
         dead: Tensor,
         scale: Tensor | None,
         output_scale: Tensor | None,
@@ -279,7 +282,7 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
             error,
             self.W_enc,
             self.b_enc,
-            self._encoder_b_dec,
+            b_dec,
             self.W_dec,
             dead,
             scale=scale,
@@ -287,7 +290,7 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         )
 
     def _rank(
-        self, normalized: Tensor, scale: Tensor | None
+        self, normalized: Tensor, b_dec: Tensor | None, scale: Tensor | None
     ) -> tuple[RankedActs, Tensor]:
         """Return the K largest features, and all pre-activations where hooks see them.
 
@@ -296,7 +299,7 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         k, flat = self.cfg.k, normalized.flatten(0, -2)
         hidden_pre = normalized.new_empty(0)
         if has_hooks(self.hook_sae_acts_pre):
-            encoder_in = normalized - self.b_dec * self.cfg.apply_b_dec_to_input
+            encoder_in = normalized if b_dec is None else normalized - b_dec
             hidden_pre = self.hook_sae_acts_pre(encoder_in @ self.W_enc + self.b_enc)
             if scale is not None:
                 hidden_pre = hidden_pre * scale
@@ -307,7 +310,7 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
                 flat,
                 self.W_enc,
                 self.b_enc,
-                self._encoder_b_dec,
+                b_dec,
                 k,
                 TRACKED_TOKENS,
                 scale,

@@ -31,6 +31,11 @@ __all__ = [
     "sum_in_order",
 ]
 
+# Torch's older releases have one name for it, and its newer ones warn of that.
+_all_gather_into = (  # pyright: ignore[reportDeprecated]
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # pyright: ignore[reportDeprecated]
+)
+
 
 def all_reduce(mesh: Mesh, tensor: Tensor) -> Tensor:
     """Return the sum over processes, without gradients, in the dtype of ``tensor``.
@@ -75,7 +80,7 @@ def add_up_parts(mesh: Mesh, parts: Tensor) -> Tensor:
         mesh: The processes.
         parts: Losses, of the same shape on each.
     """
-    return _AddUpParts.apply(parts, mesh)  # type: ignore[no-any-return]
+    return _AddUpParts.apply(parts, mesh)
 
 
 def gather(mesh: Mesh, tensor: Tensor, sizes: list[int], dim: int = 0) -> Tensor:
@@ -90,7 +95,7 @@ def gather(mesh: Mesh, tensor: Tensor, sizes: list[int], dim: int = 0) -> Tensor
         sizes: Every process's size in ``dim``; they may differ, and be 0.
         dim: What the parts are put together in; other sizes are the same everywhere.
     """
-    return _Gather.apply(tensor, mesh, sizes, dim)  # type: ignore[no-any-return]
+    return _Gather.apply(tensor, mesh, sizes, dim)
 
 
 def global_topk(
@@ -124,7 +129,7 @@ def global_topk(
             f"k must be from 1 to the {sum(widths)} candidates that the processes have "
             f"together, got {k}"
         )
-    return _GlobalTopK.apply(values, indices, mesh, widths, k)  # type: ignore[no-any-return]
+    return _GlobalTopK.apply(values, indices, mesh, widths, k)
 
 
 def row_norms(mesh: Mesh, columns: Tensor) -> Tensor:
@@ -137,7 +142,7 @@ def row_norms(mesh: Mesh, columns: Tensor) -> Tensor:
         mesh: The processes.
         columns: The own columns, [rows, columns].
     """
-    return _RowNorms.apply(columns, mesh)  # type: ignore[no-any-return]
+    return _RowNorms.apply(columns, mesh)
 
 
 class _AddUpParts(torch.autograd.Function):
@@ -146,7 +151,7 @@ class _AddUpParts(torch.autograd.Function):
         return sum_in_order(mesh, parts)
 
     @staticmethod
-    def backward(_ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(_ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return grad, None
 
 
@@ -159,7 +164,7 @@ class _Gather(torch.autograd.Function):
         return _gather_parts(mesh, tensor, sizes, dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         total = all_reduce(ctx.mesh, grad)
         return total.split(ctx.sizes, ctx.dim)[ctx.mesh.rank], None, None, None
 
@@ -184,7 +189,7 @@ class _GlobalTopK(torch.autograd.Function):
         return largest, chosen
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (position,) = ctx.saved_tensors
         total = all_reduce(ctx.mesh, grad)
         rank, widths = ctx.mesh.rank, ctx.widths
@@ -206,7 +211,7 @@ class _RowNorms(torch.autograd.Function):
         return norms.to(columns.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         columns, norms = ctx.saved_tensors
         factor = all_reduce(ctx.mesh, grad.to(norms.dtype)) / norms
         factor = factor.masked_fill(norms == 0, 0).to(columns.dtype)
@@ -235,5 +240,5 @@ def _all_gather(mesh: Mesh, tensor: Tensor) -> Tensor:
     own = tensor.contiguous().flatten().view(torch.uint8)
     parts = own.new_empty(mesh.size * len(own))
     mesh.bytes_sent["all_gather"] += (mesh.size - 1) * len(own)
-    dist.all_gather_into_tensor(parts, own, group=mesh.group)
+    _all_gather_into(parts, own, group=mesh.group)  # pyright: ignore[reportDeprecated]
     return parts.view(tensor.dtype).view(mesh.size, *tensor.shape)

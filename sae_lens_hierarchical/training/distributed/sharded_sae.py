@@ -131,12 +131,11 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
                 )
         return super().training_forward_pass(step_input)
 
-    @property
     @override
     def _encoder_b_dec(self) -> Tensor | None:
         if not self.cfg.apply_b_dec_to_input:
             return None
-        return gather(self.mesh, self.b_dec, self.mesh.sizes(self.cfg.d_in))
+        return gather(self.mesh, self.b_dec, self._sizes()[1])
 
     @override
     def _row_norms(self) -> Tensor:
@@ -159,6 +158,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
         self,
         normalized: Tensor,
         error: Tensor,
+        b_dec: Tensor | None,
         dead: Tensor,
         scale: Tensor | None,
         output_scale: Tensor | None,
@@ -169,7 +169,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
             error,
             self.W_enc,
             self.b_enc,
-            self._encoder_b_dec,
+            b_dec,
             self.W_dec,
             dead,
             d_sae=self.cfg.d_sae,
@@ -179,7 +179,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
 
     @override
     def _rank(
-        self, normalized: Tensor, scale: Tensor | None
+        self, normalized: Tensor, b_dec: Tensor | None, scale: Tensor | None
     ) -> tuple[RankedActs, Tensor]:
         k, (features, _) = self.cfg.k, self._sizes()
         start, stop = self.features.start, self.features.stop
@@ -187,7 +187,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
             normalized.flatten(0, -2),
             self.W_enc,
             self.b_enc,
-            self._encoder_b_dec,
+            b_dec,
             min(k, len(self.features)),
             TRACKED_TOKENS,
             None if scale is None else scale[start:stop],
@@ -267,6 +267,31 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
         self.W_enc.mul_(own)
         self.b_enc.mul_(own)
         return norms
+
+    @override
+    @torch.no_grad()
+    def fold_activation_whitening(
+        self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
+    ) -> None:
+        if self.cfg.rescale_acts_by_decoder_norm:  # as in SAELens's TopK
+            self.fold_W_dec_norm()
+            self.cfg.rescale_acts_by_decoder_norm = False
+        dtype = torch.promote_types(self.W_enc.dtype, whitening_matrix.dtype)
+        mean, into, back = (
+            tensor.to(self.device, dtype)
+            for tensor in (mean, whitening_matrix, unwhitening_matrix)
+        )
+        self.W_enc.copy_(into @ self.W_enc.to(dtype))
+        if not self.cfg.apply_b_dec_to_input:
+            self.b_enc.sub_(mean @ self.W_enc.to(dtype))
+        # Every new column is made of all old ones.
+        own, (_, columns) = slice(self.columns.start, self.columns.stop), self._sizes()
+        for rows in self.W_dec.split(max(1, _WHOLE_ENTRIES // self.cfg.d_in)):
+            whole = gather(self.mesh, rows, columns, dim=1)
+            rows.copy_(whole.to(dtype) @ back[:, own])
+        b_dec = gather(self.mesh, self.b_dec, columns)
+        self.b_dec.copy_(b_dec.to(dtype) @ back[:, own] + mean[own])
+        self.cfg.normalize_activations = "none"
 
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Raise a RuntimeError: no process has the whole SAE."""

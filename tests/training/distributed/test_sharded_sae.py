@@ -1,0 +1,63 @@
+"""Tests that one SAE over several processes trains as it does in one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.training.distributed.cases import (
+    CASES,
+    EXACT,
+    Run,
+    run_on_one_process,
+    run_sharded,
+)
+from tests.training.distributed.processes import run_on_processes
+
+# Largest differences, of numbers of about 1. The others are in float64.
+ATOL = {"float32": 1e-5, "float32 of unit norm": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def in_one_process() -> dict[str, Run]:
+    return {name: run_on_one_process(CASES[name]) for name in [*EXACT, *ATOL]}
+
+
+@pytest.mark.parametrize(
+    ("processes", "names"),
+    [(2, [*EXACT, *ATOL]), (3, [*EXACT, *ATOL]), (4, EXACT[::4])],
+    ids=["two", "three", "four"],
+)
+def test_several_processes_train_as_one(
+    processes: int, names: list[str], in_one_process: dict[str, Run]
+) -> None:
+    everywhere = run_on_processes(processes, run_sharded, names)
+
+    for runs in everywhere:
+        for name in names:
+            expected = in_one_process[name]
+            atol = ATOL.get(name, 1e-12)
+            got = runs[name]
+            assert got.n_dead == expected.n_dead, name
+            for part in ("weights", "counts"):
+                of_one, of_many = getattr(expected, part), getattr(got, part)
+                assert of_many.keys() == of_one.keys()
+                for key, value in of_one.items():
+                    torch.testing.assert_close(
+                        of_many[key],
+                        value,
+                        rtol=atol,
+                        atol=atol,
+                        equal_nan=True,
+                        msg=lambda text, at=(name, key): f"{at}: {text}",
+                    )
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_cases_are_what_they_say(name: str, in_one_process: dict[str, Run]) -> None:
+    run, case = in_one_process[name], CASES[name]
+
+    assert run.gradient_norms.isfinite().all()
+    clipped = run.gradient_norms > 1
+    assert clipped.any() if case.scale > 1 else not clipped.all()
+    assert max(run.n_dead) >= len(case.never)
