@@ -26,7 +26,7 @@ class ProcessError(Exception):
 
 
 def run_on_processes(
-    size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 100
+    size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 300
 ) -> list[Any]:
     """Return what ``function(mesh, *arguments)`` returns on each process.
 
