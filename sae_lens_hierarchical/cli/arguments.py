@@ -10,6 +10,7 @@ from sae_lens_hierarchical.defaults import DEVICE, MATMUL_PRECISION
 
 __all__ = [
     "Subparsers",
+    "add_dataset",
     "add_device",
     "add_ks",
     "add_model",
@@ -45,6 +46,22 @@ def add_model(command: argparse.ArgumentParser) -> None:
         "--trust-remote-code",
         action="store_true",
         help="run the Python that lies with the model, if it has any",
+    )
+
+
+def add_dataset(command: argparse.ArgumentParser, contexts: int) -> None:
+    """Add which dataset the SAEs are evaluated on, and how many ``contexts`` of it."""
+    command.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="on the Hub or on disk (default: what the first SAE was trained on)",
+    )
+    command.add_argument(
+        "--contexts",
+        type=int,
+        default=contexts,
+        metavar="N",
+        help="of the dataset, to evaluate on (default: %(default)s)",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
+    add_dataset,
     add_device,
     add_ks,
     add_model,
@@ -36,18 +37,7 @@ def add_parser(commands: Subparsers) -> None:
         help="core (default), autointerp and sparse_probing",
     )
     add_model(command)
-    command.add_argument(
-        "--dataset",
-        metavar="NAME",
-        help="on the Hub or on disk (default: what the first SAE was trained on)",
-    )
-    command.add_argument(
-        "--contexts",
-        type=int,
-        default=SAEBENCH_CONTEXTS,
-        metavar="N",
-        help="of the dataset, to evaluate on (default: %(default)s)",
-    )
+    add_dataset(command, SAEBENCH_CONTEXTS)
     command.add_argument(
         "--latents",
         type=int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,10 +225,15 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
             auxiliary = self.cfg.aux_loss_coefficient * self._auxiliary_loss(
                 normalized.flatten(0, -2),
                 (decoder_target - sae_out).flatten(0, -2),
+                self.W_enc,
+                self.b_enc,
                 encoder_b_dec,
+                self.W_dec,
                 dead,
-                scale,
-                None if output_scale is None else output_scale.flatten(0, -2),
+                scale=scale,
+                output_scale=None
+                if output_scale is None
+                else output_scale.flatten(0, -2),
             )
         loss, auxiliary, per_budget = self._over_columns(loss, auxiliary, per_budget)
         return TrainStepOutput(
@@ -264,30 +270,25 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         """Return sums over this decoder's columns as sums over all of them."""
         return loss, auxiliary, per_budget
 
-    def _auxiliary_loss(
-        self,
-        normalized: Tensor,
-        error: Tensor,
-        b_dec: Tensor | None,
-        dead: Tensor,
-        scale: Tensor | None,
-        output_scale: Tensor | None,
-    ) -> Tensor:
-        """Return the dead-latent loss of this decoder's columns, without coefficient.
+    @property
+    def _auxiliary_loss(self) -> Callable[..., Tensor]:
+        """What takes the arguments of ``ops.auxiliary_loss``, for these columns."""
+        return auxiliary_loss
 
-        The arguments are those of ``ops.auxiliary_loss``.
+    def _encode_topk(
+        self, x: Tensor, b_dec: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the K largest pre-activations, their features, and a sample.
+
+        The sample is what ``_track_thresholds`` takes.
         """
-        return auxiliary_loss(
-            normalized,
-            error,
-            self.W_enc,
-            self.b_enc,
-            b_dec,
-            self.W_dec,
-            dead,
-            scale=scale,
-            output_scale=output_scale,
+        return encode_topk_with_sample(
+            x, self.W_enc, self.b_enc, b_dec, self.cfg.k, TRACKED_TOKENS, scale
         )
+
+    def _track_thresholds(self, hidden_pre: Tensor) -> None:
+        """Update the thresholds with pre-activations of ``TRACKED_TOKENS`` tokens."""
+        track_thresholds(self.thresholds, hidden_pre)
 
     def _rank(
         self, normalized: Tensor, b_dec: Tensor | None, scale: Tensor | None
@@ -306,16 +307,8 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
             values, indices = stable_topk(hidden_pre, k)
             first = hidden_pre.detach().flatten(0, -2)[:TRACKED_TOKENS]
         else:
-            values, indices, first = encode_topk_with_sample(
-                flat,
-                self.W_enc,
-                self.b_enc,
-                b_dec,
-                k,
-                TRACKED_TOKENS,
-                scale,
-            )
-        track_thresholds(self.thresholds, first)
+            values, indices, first = self._encode_topk(flat, b_dec, scale)
+        self._track_thresholds(first)
         shape = (*normalized.shape[:-1], k)
         return RankedActs(values.view(shape).relu(), indices.view(shape)), hidden_pre
 

@@ -6,7 +6,9 @@ the gradients of weights stay where they are. ``collectives`` says what travels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +21,6 @@ from sae_lens_hierarchical.ops.encode_topk import encode_topk_with_sample
 from sae_lens_hierarchical.saes import (
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
-    RankedActs,
 )
 from sae_lens_hierarchical.saes.base import has_hooks
 from sae_lens_hierarchical.saes.thresholds import TRACKED_TOKENS, move_thresholds
@@ -86,8 +87,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
     @torch.no_grad()
     def load_whole_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Take this process's parts of a whole SAE's tensors."""
-        features = slice(self.features.start, self.features.stop)
-        columns = slice(self.columns.start, self.columns.stop)
+        features, columns = _slice(self.features), _slice(self.columns)
         self.W_enc.copy_(state_dict["W_enc"][:, features])
         self.b_enc.copy_(state_dict["b_enc"][features])
         self.W_dec.copy_(state_dict["W_dec"][:, columns])
@@ -143,7 +143,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
 
     @override
     def _decoder_columns(self, x: Tensor) -> Tensor:
-        return x[..., self.columns.start : self.columns.stop].contiguous()
+        return x[..., _slice(self.columns)].contiguous()
 
     @override
     def _over_columns(
@@ -153,55 +153,33 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
         whole = add_up_parts(self.mesh, parts)
         return whole[0], whole[1], whole[2:].detach()
 
+    @property
     @override
-    def _auxiliary_loss(
-        self,
-        normalized: Tensor,
-        error: Tensor,
-        b_dec: Tensor | None,
-        dead: Tensor,
-        scale: Tensor | None,
-        output_scale: Tensor | None,
-    ) -> Tensor:
-        return auxiliary_loss_of_columns(
-            self.mesh,
-            normalized,
-            error,
-            self.W_enc,
-            self.b_enc,
-            b_dec,
-            self.W_dec,
-            dead,
-            d_sae=self.cfg.d_sae,
-            scale=scale,
-            output_scale=output_scale,
-        )
+    def _auxiliary_loss(self) -> Callable[..., Tensor]:
+        return partial(auxiliary_loss_of_columns, self.mesh, d_sae=self.cfg.d_sae)
 
     @override
-    def _rank(
-        self, normalized: Tensor, b_dec: Tensor | None, scale: Tensor | None
-    ) -> tuple[RankedActs, Tensor]:
+    def _encode_topk(
+        self, x: Tensor, b_dec: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # The sample is of the own features.
         k, (features, _) = self.cfg.k, self._sizes()
-        start, stop = self.features.start, self.features.stop
         values, own, first = encode_topk_with_sample(
-            normalized.flatten(0, -2),
+            x,
             self.W_enc,
             self.b_enc,
             b_dec,
             min(k, len(self.features)),
             TRACKED_TOKENS,
-            None if scale is None else scale[start:stop],
+            None if scale is None else scale[_slice(self.features)],
         )
         widths = [min(k, size) for size in features]
-        values, indices = global_topk(self.mesh, values, own + start, widths, k)
-        self._track_thresholds(first)
-        shape = (*normalized.shape[:-1], k)
-        ranked = RankedActs(values.view(shape).relu(), indices.view(shape))
-        return ranked, normalized.new_empty(0)
+        indices = own + self.features.start
+        return *global_topk(self.mesh, values, indices, widths, k), first
 
+    @override
     @torch.no_grad()
     def _track_thresholds(self, hidden_pre: Tensor) -> None:
-        """Move the thresholds, given the own features' pre-activations, [tokens, n]."""
         tokens, (features, _) = len(hidden_pre), self._sizes()
         wanted = self.cfg.k * tokens
         sizes = [min(wanted, tokens * size) for size in features]
@@ -262,7 +240,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
     @torch.no_grad()
     def fold_and_get_W_dec_norm(self) -> Tensor:
         norms = self.get_W_dec_norm()
-        own = norms[self.features.start : self.features.stop]
+        own = norms[_slice(self.features)]
         self.W_dec.div_(norms[:, None])
         self.W_enc.mul_(own)
         self.b_enc.mul_(own)
@@ -285,7 +263,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
         if not self.cfg.apply_b_dec_to_input:
             self.b_enc.sub_(mean @ self.W_enc.to(dtype))
         # Every new column is made of all old ones.
-        own, (_, columns) = slice(self.columns.start, self.columns.stop), self._sizes()
+        own, (_, columns) = _slice(self.columns), self._sizes()
         for rows in self.W_dec.split(max(1, _WHOLE_ENTRIES // self.cfg.d_in)):
             whole = gather(self.mesh, rows, columns, dim=1)
             rows.copy_(whole.to(dtype) @ back[:, own])
@@ -304,6 +282,10 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
     def _sizes(self) -> tuple[list[int], list[int]]:
         """Return each process's numbers of features and of columns."""
         return self.mesh.sizes(self.cfg.d_sae), self.mesh.sizes(self.cfg.d_in)
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop)
 
 
 _ONLY_TRAINS = (

@@ -93,7 +93,8 @@ _EXACT = [
         scale=0.02,
         scaling_factor=0.7,
     ),
-    Case("ties", {"decoder_init_norm": 2.0}, grid=0.25),
+    # The scales of rescaled activations would undo the ties.
+    Case("ties", {"decoder_init_norm": 2.0, **_NOT_RESCALED}, grid=0.25),
     Case(
         "ties among the dead",
         {"budgets": [3, 6], **_UNIT},
@@ -157,12 +158,7 @@ def batch(case: Case, step: int) -> Tensor:
     x = case.scale * (torch.randn(BATCH, D_IN, generator=generator) + 0.5)
     if case.grid is not None:
         x = (x / case.grid).round() * case.grid
-    return x.to(whole_dtype(case))
-
-
-def whole_dtype(case: Case) -> torch.dtype:
-    """Return the dtype of a case's SAE."""
-    return getattr(torch, case.dtype)
+    return x.to(getattr(torch, case.dtype))
 
 
 def run_on_one_process(case: Case) -> Run:
