@@ -14,6 +14,7 @@ import argparse
 import csv
 import dataclasses
 import importlib.util
+import itertools
 import os
 import statistics
 import subprocess
@@ -39,7 +40,8 @@ from sae_lens_hierarchical.ops.triton import launch
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_kernels.csv"
-COLUMNS = ["dtype", "B", "K", "row", "ms", "peak_gib", "of_floor", "copy_gb_per_s"]
+COLUMNS = ["dtype", "B", "K", "frequencies", "row", "ms", "peak_gib", "of_floor", "copy_gb_per_s"]
+FREQUENCIES = ("uniform", "zipf")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -66,15 +68,30 @@ class Problem:
 
 
 def make_problem(
-    batch: int, k: int, d_in: int, d_sae: int, dtype: torch.dtype, device: str
+    batch: int,
+    k: int,
+    d_in: int,
+    d_sae: int,
+    dtype: torch.dtype,
+    device: str,
+    frequencies: str = "uniform",
 ) -> Problem:
-    """Draw a problem; a token's features are distinct, and all are as likely."""
+    """Draw a problem; a token's features are distinct.
+
+    With "uniform" frequencies all are as likely. With "zipf" feature n is drawn in
+    proportion to 1 / n: the first ones are active in nearly every token, so that many
+    tokens' gradients go to the same row.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=device)
 
-    indices = torch.rand(batch, d_sae, generator=generator, device=device).topk(k)
+    uniform = torch.rand(batch, d_sae, generator=generator, device=device)
+    scores = -(-uniform.log()).log()  # the k largest are a draw without replacement
+    if frequencies == "zipf":
+        scores -= torch.arange(1, d_sae + 1, device=device).log()
+    indices = scores.topk(k)
     values = normal(batch, k).abs().sort(descending=True).values
     problem = Problem(
         target=normal(batch, d_in).to(dtype),
@@ -253,15 +270,16 @@ def benchmark(
 ) -> Iterator[dict[str, Any]]:
     """Print and yield every row."""
     bandwidth = copy_bandwidth(options.device)
-    for dtype, batch, k in (
-        (d, b, k) for d in options.dtype for b in options.batch for k in options.k
+    for dtype, batch, k, frequencies in itertools.product(
+        options.dtype, options.batch, options.k, FREQUENCIES
     ):
         size = (options.d_in, options.d_sae, DTYPES[dtype], options.device)
-        problem = make_problem(batch, k, *size)
+        problem = make_problem(batch, k, *size, frequencies)
         floor = 1e3 * problem.floor_bytes / bandwidth
-        print(f"\n{dtype}, B {batch}, K {k}: floor {floor:.3f} ms")
+        print(f"\n{dtype}, B {batch}, K {k}, {frequencies}: floor {floor:.3f} ms")
         for name, loss in rows(k, options.device, peers).items():
-            row: dict[str, Any] = {"dtype": dtype, "B": batch, "K": k, "row": name}
+            row: dict[str, Any] = {"dtype": dtype, "B": batch, "K": k}
+            row |= {"frequencies": frequencies, "row": name}
             try:
                 milliseconds, gib = measure(loss, problem)
             except Exception as error:

@@ -29,8 +29,9 @@ def main() -> None:
 def plot(rows: list[dict[str, str]]) -> Figure:
     """Plot a column of bars for each dtype, a bar for each implementation and K.
 
-    Only the largest batch is shown.
+    Only the largest batch is shown, and features that are all as likely.
     """
+    rows = [row for row in rows if row["frequencies"] == "uniform"]
     batch = max(rows, key=lambda row: int(row["B"]))["B"]
     rows = [row for row in rows if row["B"] == batch]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))

@@ -9,7 +9,8 @@ Memory is what a step peaks at beyond weights, gradients and Adam's state.
     python benchmarks/training_step.py --previous PATH --peer sparsify=PATH
 
 ``--previous`` is a checkout of this repository at an earlier commit (``git worktree add
-PATH COMMIT``), ``--peer sparsify`` one of sparsify. Threads: ``OMP_NUM_THREADS``.
+PATH COMMIT``), ``--peer sparsify`` one of sparsify, which needs natsort. Threads:
+``OMP_NUM_THREADS``.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _measure(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**_environment(), "PYTHONPATH": str(path)},
+            env=_environment(path, options.device),
             cwd=path,
         )
     times: dict[str, list[float]] = {name: [] for name in workers}
@@ -132,8 +133,15 @@ def _ask(worker: subprocess.Popen[str], question: str) -> str:
     raise RuntimeError(f"{worker.args} ended early")
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+def _environment(package: Path, device: str) -> dict[str, str]:
+    paths = [str(package), os.environ.get("PYTHONPATH", "")]
+    own = {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    if device == "cpu":
+        own["SPARSIFY_DISABLE_TRITON"] = "1"  # it would look for a GPU
+    return {**os.environ, **own}
 
 
 def _work(name: str, size: tuple[int, ...], device: str, *, dead: bool) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor
 
 __all__ = ["hierarchical_loss"]
 
-# Up to so many budgets, backward keeps s at each and sums by feature what it goes into.
-_STACKED_BUDGETS = 16
+# Up to so many budgets, backward keeps s at each and sums by feature what it goes into:
+# as many as J_8 has at K = 128.
+_STACKED_BUDGETS = 17
 
 
 def hierarchical_loss(
