@@ -40,7 +40,17 @@ from sae_lens_hierarchical.ops.triton import launch
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_kernels.csv"
-COLUMNS = ["dtype", "B", "K", "frequencies", "row", "ms", "peak_gib", "of_floor", "copy_gb_per_s"]
+COLUMNS = [
+    "dtype",
+    "B",
+    "K",
+    "frequencies",
+    "row",
+    "ms",
+    "peak_gib",
+    "of_floor",
+    "copy_gb_per_s",
+]
 FREQUENCIES = ("uniform", "zipf")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
