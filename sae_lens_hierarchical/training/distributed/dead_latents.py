@@ -68,7 +68,7 @@ def auxiliary_loss_of_columns(
     else:
         factor = None if scale is None else scale[own]
         if len(own) <= k:
-            # In the dtype that ``encode_topk`` has on other processes, under autocast too.
+            # Also under autocast in the dtype of others' ``encode_topk``.
             values = torch.addmm(bias, encoder_in, weight)
             values = values if factor is None else values * factor.to(values.dtype)
             values, candidates = values.sort(dim=1, descending=True, stable=True)
