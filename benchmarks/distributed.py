@@ -6,10 +6,10 @@
 Times the training step of ``ShardedTrainingSAE``, with the all-gather of activations,
 on W processes of one thread (CPU, gloo) or one GPU (NCCL) each, against the ordinary
 step on one, and writes ``results/distributed_DEVICE.csv``. The two take turns, so that
-a slow moment of the machine meets both; times are medians of the slowest process's.
+a slow moment of the machine meets both; times are medians of the slowest process.
 
-Bytes are those that one process sends in a step. ``counted_mb`` is what ``Mesh`` counts,
-``loopback_mb`` what the loopback interface has sent, headers included, divided by W;
+Bytes are those that one process sends in a step. ``counted_mb`` is what ``Mesh``
+counts, ``loopback_mb`` what the loopback interface has sent, headers included, divided by W;
 where Linux permits, the benchmark has that interface to itself (``unshare``). NCCL does
 not use it, so it is left empty there. ``planned_mb`` is this file's formula.
 

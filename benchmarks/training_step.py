@@ -122,6 +122,7 @@ def _measure(
 
 
 def ask(worker: subprocess.Popen[str], question: str) -> str:
+    """Return a worker's next answer to a line on its standard input."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write(question + "\n")
@@ -133,6 +134,7 @@ def ask(worker: subprocess.Popen[str], question: str) -> str:
 
 
 def environment() -> dict[str, str]:
+    """Return this process's environment, with its number of threads."""
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
@@ -261,11 +263,13 @@ def _sparsify(x: torch.Tensor, d_sae: int, k: int, dead: bool) -> Callable[[], o
 
 
 def wait(device: str) -> None:
+    """Wait until the device has nothing more to do."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def peak_mib(step: Callable[[], object], device: str) -> int:
+    """Return what a step's memory peaks at beyond what was held before, in MiB."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -287,6 +291,7 @@ def _status_kib(field: str) -> int:
 
 
 def hardware(device: str) -> str:
+    """Return the GPU's or CPU's name."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
