@@ -9,9 +9,9 @@ step on one, and writes ``results/distributed_DEVICE.csv``. The two take turns, 
 a slow moment of the machine meets both; times are medians of the slowest process.
 
 Bytes are those that one process sends in a step. ``counted_mb`` is what ``Mesh``
-counts, ``loopback_mb`` what the loopback interface has sent, headers included, divided by W;
-where Linux permits, the benchmark has that interface to itself (``unshare``). NCCL does
-not use it, so it is left empty there. ``planned_mb`` is this file's formula.
+counts, ``loopback_mb`` what the loopback interface has sent, headers included, divided
+by W; where Linux permits, the benchmark has that interface to itself (``unshare``).
+NCCL does not use it, so it is left empty there. ``planned_mb`` is this file's formula.
 
 ``--plan`` prints the tables of docs/distributed.md: computed, not measured. No run on
 GPUs has been made.
