@@ -93,13 +93,13 @@ def _measure(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment(path, options.device),
+            env={**environment(), **_package(path, options.device)},
             cwd=path,
         )
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(options.repeats):
         for name, worker in workers.items():
-            times[name].append(float(_ask(worker, "step")))
+            times[name].append(float(ask(worker, "step")))
     medians = {name: statistics.median(own) for name, own in times.items()}
     rows = []
     for name, worker in workers.items():
@@ -111,18 +111,19 @@ def _measure(
                 medians["SAELens TopK"] / medians[name], 2
             ),
             "encoder_products": round(medians[name] / medians["encoder product"], 2),
-            "peak_mib": _ask(worker, "peak"),
+            "peak_mib": ask(worker, "peak"),
         }
-        _ask(worker, "end")
+        ask(worker, "end")
         print(size, row, flush=True)
         d_in, d_sae, k, batch = size
         row |= {"d_in": d_in, "d_sae": d_sae, "K": k, "B": batch, "dtype": "float32"}
         row |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        rows.append(row | {"hardware": _hardware(options.device)})
+        rows.append(row | {"hardware": hardware(options.device)})
     return rows
 
 
-def _ask(worker: subprocess.Popen[str], question: str) -> str:
+def ask(worker: subprocess.Popen[str], question: str) -> str:
+    """Return a worker's next answer to a line on its standard input."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write(question + "\n")
@@ -133,15 +134,17 @@ def _ask(worker: subprocess.Popen[str], question: str) -> str:
     raise RuntimeError(f"{worker.args} ended early")
 
 
-def _environment(package: Path, device: str) -> dict[str, str]:
-    paths = [str(package), os.environ.get("PYTHONPATH", "")]
-    own = {
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
+def environment() -> dict[str, str]:
+    """Return this process's environment, with its number of threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def _package(path: Path, device: str) -> dict[str, str]:
+    paths = [str(path), os.environ.get("PYTHONPATH", "")]
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if device == "cpu":
         own["SPARSIFY_DISABLE_TRITON"] = "1"  # it would look for a GPU
-    return {**os.environ, **own}
+    return own
 
 
 def _work(name: str, size: tuple[int, ...], device: str, *, dead: bool) -> None:
@@ -152,13 +155,13 @@ def _work(name: str, size: tuple[int, ...], device: str, *, dead: bool) -> None:
     for line in sys.stdin:
         match line.strip():
             case "step":
-                _wait(device)
+                wait(device)
                 start = time.perf_counter()
                 step()
-                _wait(device)
+                wait(device)
                 answer: object = (time.perf_counter() - start) * 1e3
             case "peak":
-                answer = _peak_mib(step, device)
+                answer = peak_mib(step, device)
             case _:
                 print("answer", flush=True)
                 print("answer ", flush=True)
@@ -268,12 +271,14 @@ def _sparsify(x: torch.Tensor, d_sae: int, k: int, dead: bool) -> Callable[[], o
     return step
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Wait until the device has nothing more to do."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def _peak_mib(step: Callable[[], object], device: str) -> int:
+def peak_mib(step: Callable[[], object], device: str) -> int:
+    """Return what a step's memory peaks at beyond what was held before, in MiB."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -294,7 +299,8 @@ def _status_kib(field: str) -> int:
     return int(line.split()[1])
 
 
-def _hardware(device: str) -> str:
+def hardware(device: str) -> str:
+    """Return the GPU's or CPU's name."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()

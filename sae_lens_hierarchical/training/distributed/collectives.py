@@ -104,15 +104,17 @@ def global_topk(
     """Return each token's ``k`` largest of all processes' candidates.
 
     They come in the order in which one process would have them: the larger first, and
-    of equal ones the lower index. Process r sends its [B, widths[r]] candidates, values
-    and int32 indices, to each other one.
+    of equal ones the lower index. Each process sends the others its m candidates for
+    each token, values and int32 indices. m is the most that one has to send: those at
+    or above the k-th of the values that all send first, twice their share of k. With
+    few processes these would be nearly all, and m is then the largest of ``widths``.
 
     Backward: the gradients of the k values are summed over processes, [B, k], and each
     hands on what belongs to its candidates; the others of them get 0.
 
     Args:
         mesh: The processes.
-        values: The own candidates, [B, widths[rank]].
+        values: The own candidates, [B, widths[rank]], largest first.
         indices: Their global indices, [B, widths[rank]], int64, below 2³¹ and all above
             those of lower ranks. Of equal values the lower index has to come first.
         widths: How many candidates each process has.
@@ -129,7 +131,9 @@ def global_topk(
             f"k must be from 1 to the {sum(widths)} candidates that the processes have "
             f"together, got {k}"
         )
-    return _GlobalTopK.apply(values, indices, mesh, widths, k)
+    needed = _needed(mesh, values.detach(), widths, k)
+    own = needed[mesh.rank]
+    return _GlobalTopK.apply(values[:, :own], indices[:, :own], mesh, needed, k)
 
 
 def row_norms(mesh: Mesh, columns: Tensor) -> Tensor:
@@ -216,6 +220,21 @@ class _RowNorms(torch.autograd.Function):
         factor = all_reduce(ctx.mesh, grad.to(norms.dtype)) / norms
         factor = factor.masked_fill(norms == 0, 0).to(columns.dtype)
         return columns * factor[:, None], None
+
+
+def _needed(mesh: Mesh, values: Tensor, widths: list[int], k: int) -> list[int]:
+    """Return how many of its candidates each process has to send for each token."""
+    total = sum(widths)
+    # Twice its share rounded up: k at least together, so the k-th is a lower bound.
+    first = [min(width, 2 * -(-k * width // total)) for width in widths]
+    if 2 * sum(first) > total:
+        return widths
+    some = _gather_parts(mesh, values[:, : first[mesh.rank]], first, 1)
+    bound = some.topk(k).values[:, -1:]
+    # NaN is among the largest.
+    count = (~(values < bound)).sum(dim=1).amax()
+    most = int(_all_gather(mesh, count).amax())
+    return [min(width, most) for width in widths]
 
 
 def _gather_parts(mesh: Mesh, tensor: Tensor, sizes: list[int], dim: int) -> Tensor:

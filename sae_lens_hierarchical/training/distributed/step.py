@@ -32,6 +32,7 @@ class ShardedSAETrainer(FastSAETrainer):
         # Each weight is on one process, so no square is counted twice; and all have to
         # clip by the very same factor.
         own = super()._gradient_norm(gradients)
+        own = own.to(torch.promote_types(own.dtype, torch.float32))  # for the square
         return sum_in_order(self.sae.mesh, own.square()).sqrt()
 
     @override

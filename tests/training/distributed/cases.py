@@ -106,6 +106,14 @@ _ROUNDED = [
     Case("float32", steps=5, dtype="float32", never=tuple(range(10))),
     Case("float32 of unit norm", _UNIT, steps=5, dtype="float32"),
     Case("autocast", {"loss_every": 3}, steps=5, dtype="float32", autocast=True),
+    # More than d_in / 2 are dead on the first of three processes, none on the next.
+    Case(
+        "autocast, unevenly dead",
+        steps=5,
+        dtype="float32",
+        autocast=True,
+        never=(*range(10), 36),
+    ),
     Case("bfloat16", steps=5, dtype="bfloat16", never=tuple(range(10))),
 ]
 CASES = {case.name: case for case in [*_EXACT, *_ROUNDED]}
