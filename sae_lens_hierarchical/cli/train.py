@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
@@ -11,6 +13,9 @@ from sae_lens_hierarchical.cli.arguments import (
     saelens_config,
 )
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
+
+if TYPE_CHECKING:
+    from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
 
 __all__ = ["add_parser", "run"]
 
@@ -57,16 +62,48 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _train(options, rest)
+    is_first = os.environ.get("RANK") == "0"
+    if not is_first:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
+    from sae_lens_hierarchical.training.distributed import join_processes
+
+    with join_processes():
+        try:
+            return _train(options, rest)
+        except KeyboardInterrupt:
+            if is_first:
+                raise
+            return 130  # process 0 says where the checkpoint is
+
+
+def _runner() -> type[LanguageModelSAETrainingRunner]:
+    """Return the runner for as many processes as torchrun started, if it did."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        from sae_lens_hierarchical.training.distributed import (
+            DistributedSAETrainingRunner,
+        )
+
+        return DistributedSAETrainingRunner
     from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
+
+    return LanguageModelSAETrainingRunner
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from sae_lens_hierarchical.training.presets import preset_fields
 
+    runner = _runner()
     if options.resume is not None:
         given = {"--training_tokens": options.training_tokens}
         given["--matmul_precision"] = options.matmul_precision
         rest = [*(name for name, value in given.items() if value is not None), *rest]
         if rest:
             raise ValueError(f"--resume takes all options from the run, got {rest}")
-        LanguageModelSAETrainingRunner.from_checkpoint(
+        runner.from_checkpoint(
             options.resume,
             output=options.output,
             trust_remote_code=options.trust_remote_code,
@@ -86,5 +123,5 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         fields["training_tokens"] = options.training_tokens
     elif not rest:
         rest = ["--help"]
-    LanguageModelSAETrainingRunner(saelens_config(options, fields, rest)).run()
+    runner(saelens_config(options, fields, rest)).run()
     return 0

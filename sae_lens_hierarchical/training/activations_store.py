@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from sae_lens import ActivationsStore, logger
+from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.training.prefetch import PrefetchingIterator
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,7 +22,14 @@ __all__ = [
     "ResumableActivationsStore",
     "TrackedPrefetch",
     "reject_empty_dataset",
+    "store_state_file",
 ]
+
+
+def store_state_file(rank: int) -> str:
+    """Return the file in a checkpoint of the store of process ``rank``."""
+    name = Path(ACTIVATIONS_STORE_STATE_FILENAME)
+    return f"{name.stem}.{rank}{name.suffix}" if rank else name.name
 
 
 class MixingBuffer(Iterator[Tensor]):
@@ -91,6 +100,9 @@ class ResumableActivationsStore(ActivationsStore):
     n_sequences: int
     _buffer: MixingBuffer | None
     _last_sequence: Tensor | None = None
+    # Of how many processes this is the store of one, and of which.
+    n_processes = 1
+    rank = 0
     # Whether there were activations to train on since the dataset last began.
     _epoch_had_activations = False
     _epochs_without = 0
@@ -192,6 +204,7 @@ class ResumableActivationsStore(ActivationsStore):
             **super().state_dict(),
             "n_sequences": torch.tensor(self.n_sequences),
             "rng_state": torch.get_rng_state(),
+            "n_processes": torch.tensor(self.n_processes),
         }
         if self._last_sequence is not None:
             state["last_sequence"] = self._last_sequence.contiguous()
@@ -208,6 +221,12 @@ class ResumableActivationsStore(ActivationsStore):
         return state
 
     @override
+    def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
+        own = Path(checkpoint_path, store_state_file(self.rank))
+        first = own.with_name(store_state_file(0))  # of another number of processes
+        self.load(str(own if own.exists() else first))
+
+    @override
     def load(self, file_path: str) -> None:
         state = load_file(file_path)
         if "n_sequences" not in state:
@@ -216,6 +235,18 @@ class ResumableActivationsStore(ActivationsStore):
                 "near the place it had reached in the text, not exactly there."
             )
             super().load(file_path)
+            return
+        processes = int(state.get("n_processes", 1))
+        if processes != self.n_processes:
+            logger.warning(
+                f"This checkpoint was written by {processes} processes, and there are "
+                f"{self.n_processes} now: weights and optimizer are exactly those, but "
+                "training goes on near the place reached in the dataset, not exactly "
+                "there, and without the activations that waited in buffers."
+            )
+            self._skip_sequences(
+                int(state["n_sequences"]) * processes // self.n_processes
+            )
             return
         self._skip_sequences(int(state["n_sequences"]))
         last = state.get("last_sequence")

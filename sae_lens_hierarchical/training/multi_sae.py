@@ -237,8 +237,8 @@ class ResumableMultiSAETrainer(ResumableTrainerMixin, MultiSAETrainer):
     def save_checkpoint(
         self, checkpoint_name: str, wandb_aliases: list[str] | None = None
     ) -> None:
+        self.check_finite()
         if self.cfg.checkpoint_path is None:
-            self.check_finite()
             super().save_checkpoint(checkpoint_name, wandb_aliases)
             return
         checkpoint = Path(self.cfg.checkpoint_path) / checkpoint_name

@@ -29,6 +29,7 @@ from sae_lens_hierarchical.training.activations_store import (
     reject_empty_dataset,
 )
 from sae_lens_hierarchical.training.checkpoint import (
+    Checkpoint,
     check_unfinished,
     find_checkpoint,
     read_runner_cfg,
@@ -77,6 +78,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             it and what is allowed.
     """
 
+    _trainer_class: type[ResumableSAETrainer] = ResumableSAETrainer
     # Holds back the prefetching thread, where there is one.
     _pause_prefetching: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -87,33 +89,16 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         override_model: HookedRootModule | None = None,
         override_sae: TrainingSAE[Any] | None = None,
     ) -> None:
+        self.cfg = cfg
         check_trainable("sae", cfg.sae)
         make_paths_absolute(cfg)
-        self._checkpoint = checkpoint_to_resume(cfg)
-        if self._checkpoint is not None:
-            normalization = cfg.sae.normalize_activations
-            check_unfinished(self._checkpoint.folder, normalization)
-        with reserve_folders(cfg):
+        self._checkpoint = self._find_checkpoint()
+        with self._reserve_folders():
             pass  # they can be written: the run itself holds them
         torch.manual_seed(cfg.seed)
-        if override_sae is None and cfg.from_pretrained_path is not None:
-            if self._checkpoint is None:
-                source = Path(cfg.from_pretrained_path)
-                override_sae = sae_from_pretrained(cfg.sae, source, cfg.device)
-            else:  # whose weights they will be
-                override_sae = TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
-        override_model, override_dataset = bundled_if_named(
-            cfg, override_model, override_dataset
-        )
-        with reject_empty_dataset(override_dataset, cfg.dataset_path):
-            super().__init__(cfg, override_dataset, override_model, override_sae)
-        if not cfg.use_cached_activations:
-            check_hook(
-                self.model, cfg, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in
-            )
-        self.activations_store = ResumableActivationsStore.convert(
-            self.activations_store
-        )
+        sae = self._make_sae(override_sae)
+        self._load(override_dataset, override_model, sae)
+        self.activations_store = self._make_store()
 
     @classmethod
     def from_checkpoint(
@@ -189,23 +174,13 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             OSError: If something could not be written, naming what is whole and where.
         """
         precision = getattr(self.cfg, "matmul_precision", SAELENS_PRECISION)
-        with reserve_folders(self.cfg), matmul_precision(precision):
+        with self._reserve_folders(), matmul_precision(precision):
             return self._run()
 
     def _run(self) -> TrainingSAE[Any]:
         self._set_sae_metadata()
-        log = self.cfg.logger
-        if log.log_to_wandb:
-            run = wandb.init(
-                project=log.wandb_project,
-                entity=log.wandb_entity,
-                config=self.cfg.to_dict(),
-                name=log.run_name,
-                id=log.wandb_id,
-                resume="allow",
-            )
-            log.wandb_id = run.id  # a resumed run goes on in it
-        trainer = ResumableSAETrainer(
+        self._start_wandb()
+        trainer = self._trainer_class(
             cfg=self.cfg.to_sae_trainer_config(),
             sae=self.sae,
             data_provider=self.activations_store,
@@ -225,9 +200,66 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         trainer.check_finite()
         if self.cfg.output_path is not None:
             self.save_final_sae(sae, self.cfg.output_path, trainer.log_feature_sparsity)
-        if log.log_to_wandb:
+        if self.cfg.logger.log_to_wandb:
             wandb.finish()
         return sae
+
+    # A runner over several processes gives these another meaning.
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        """Find and check the checkpoint to resume from; None for a new run."""
+        checkpoint = checkpoint_to_resume(self.cfg)
+        if checkpoint is not None:
+            normalization = self.cfg.sae.normalize_activations
+            check_unfinished(checkpoint.folder, normalization)
+        return checkpoint
+
+    def _reserve_folders(self) -> AbstractContextManager[None]:
+        return reserve_folders(self.cfg)
+
+    def _make_sae(self, override_sae: TrainingSAE[Any] | None) -> Any:
+        """Return the SAE to train; None for a new one, which SAELens makes."""
+        cfg = self.cfg
+        if override_sae is not None or cfg.from_pretrained_path is None:
+            return override_sae
+        if self._checkpoint is not None:  # whose weights they will be
+            return TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
+        return sae_from_pretrained(cfg.sae, Path(cfg.from_pretrained_path), cfg.device)
+
+    def _load(
+        self,
+        override_dataset: HfDataset | None,
+        override_model: HookedRootModule | None,
+        override_sae: TrainingSAE[Any] | None,
+    ) -> None:
+        """Load model and dataset, and check that they fit."""
+        cfg = self.cfg
+        override_model, override_dataset = bundled_if_named(
+            cfg, override_model, override_dataset
+        )
+        with reject_empty_dataset(override_dataset, cfg.dataset_path):
+            super().__init__(cfg, override_dataset, override_model, override_sae)
+        if not cfg.use_cached_activations:
+            check_hook(
+                self.model, cfg, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in
+            )
+
+    def _make_store(self) -> ResumableActivationsStore:
+        return ResumableActivationsStore.convert(self.activations_store)
+
+    def _start_wandb(self) -> None:
+        log = self.cfg.logger
+        if not log.log_to_wandb:
+            return
+        run = wandb.init(
+            project=log.wandb_project,
+            entity=log.wandb_entity,
+            config=self.cfg.to_dict(),
+            name=log.run_name,
+            id=log.wandb_id,
+            resume="allow",
+        )
+        log.wandb_id = run.id  # a resumed run goes on in it
 
     @contextmanager
     def _prefetching(self, trainer: ResumableSAETrainer) -> Generator[None]:
@@ -236,13 +268,14 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             yield
             return
         store = cast("ResumableActivationsStore", self.activations_store)
-        trainer.data_provider = TrackedPrefetch(store, size)
-        self._pause_prefetching = trainer.data_provider.paused
+        prefetch = TrackedPrefetch(store, size)
+        trainer.data_provider = prefetch
+        self._pause_prefetching = prefetch.paused
         try:
             yield
         finally:
             self._pause_prefetching = nullcontext
-            trainer.data_provider.close()
+            prefetch.close()
 
     @override
     def save_checkpoint(self, checkpoint_path: Path | None) -> None:

@@ -152,10 +152,8 @@ class ResumableTrainerMixin:
         """Yield a folder to write a checkpoint to, which appears when it is complete.
 
         Raises:
-            TrainingDivergedError: If a loss or a weight is not finite.
             OSError: If it cannot be written, naming the checkpoint before it.
         """
-        self.check_finite()
         try:
             with atomic_directory(checkpoint) as staging:
                 yield staging
@@ -178,7 +176,7 @@ class ResumableTrainerMixin:
             self._losses_shown_at = time.monotonic()
             shown = {name: f"{float(loss):.4g}" for name, loss in losses.items()}
             bar.set_postfix(shown)
-        if not self.stop_requested:
+        if not self._must_stop():
             return
         if self.cfg.checkpoint_path is None:
             raise TrainingInterrupted(None)
@@ -186,6 +184,9 @@ class ResumableTrainerMixin:
         if self.last_checkpoint != checkpoint:
             self.save_checkpoint(checkpoint.name)
         raise TrainingInterrupted(checkpoint)
+
+    def _must_stop(self) -> bool:
+        return self.stop_requested
 
 
 class ResumableSAETrainer(ResumableTrainerMixin, FastSAETrainer):
@@ -212,12 +213,15 @@ class ResumableSAETrainer(ResumableTrainerMixin, FastSAETrainer):
         wandb_aliases: list[str] | None = None,
     ) -> None:
         base = base_path if base_path is not None else self.cfg.checkpoint_path
+        self.check_finite()
         if base is None:
-            self.check_finite()
             super().save_checkpoint(checkpoint_name, None, wandb_aliases)
             return
         with self.checkpoint_folder(Path(base) / checkpoint_name) as staging:
-            super().save_checkpoint(staging.name, staging.parent, wandb_aliases)
+            self._save_files(staging, wandb_aliases)
+
+    def _save_files(self, folder: Path, wandb_aliases: list[str] | None = None) -> None:
+        super().save_checkpoint(folder.name, folder.parent, wandb_aliases)
 
     @override
     @torch.no_grad()

@@ -1,7 +1,21 @@
 """One SAE over several processes, equal to one process on the same batches."""
 
 from sae_lens_hierarchical.training.distributed.mesh import Mesh
+from sae_lens_hierarchical.training.distributed.processes import (
+    PeerFailedError,
+    join_processes,
+)
+from sae_lens_hierarchical.training.distributed.runner import (
+    DistributedSAETrainingRunner,
+)
 from sae_lens_hierarchical.training.distributed.sharded_sae import ShardedTrainingSAE
 from sae_lens_hierarchical.training.distributed.step import ShardedSAETrainer
 
-__all__ = ["Mesh", "ShardedSAETrainer", "ShardedTrainingSAE"]
+__all__ = [
+    "DistributedSAETrainingRunner",
+    "Mesh",
+    "PeerFailedError",
+    "ShardedSAETrainer",
+    "ShardedTrainingSAE",
+    "join_processes",
+]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from sae_lens_hierarchical.saes import (
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
 )
-from sae_lens_hierarchical.saes.base import has_hooks
+from sae_lens_hierarchical.saes.base import HierarchicalBase, has_hooks
 from sae_lens_hierarchical.saes.thresholds import TRACKED_TOKENS, move_thresholds
 from sae_lens_hierarchical.saes.unit_norm import keep_unit_norm_decoder
 from sae_lens_hierarchical.training.distributed.collectives import (
@@ -37,6 +39,7 @@ from sae_lens_hierarchical.training.distributed.dead_latents import (
     auxiliary_loss_of_columns,
 )
 from sae_lens_hierarchical.training.distributed.mesh import Mesh
+from sae_lens_hierarchical.training.distributed.parts import own_slices, own_weights
 
 __all__ = ["ShardedTrainingSAE"]
 
@@ -75,6 +78,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
         self.mesh = mesh
         self.features = mesh.features(cfg.d_sae)
         self.columns = mesh.columns(cfg.d_in)
+        self.slices = own_slices(self.features, self.columns)
         super().__init__(cfg)
 
     @classmethod
@@ -87,11 +91,8 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
     @torch.no_grad()
     def load_whole_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Take this process's parts of a whole SAE's tensors."""
-        features, columns = _slice(self.features), _slice(self.columns)
-        self.W_enc.copy_(state_dict["W_enc"][:, features])
-        self.b_enc.copy_(state_dict["b_enc"][features])
-        self.W_dec.copy_(state_dict["W_dec"][:, columns])
-        self.b_dec.copy_(state_dict["b_dec"][columns])
+        for name, own in self.slices.items():
+            self.get_parameter(name).copy_(state_dict[name][own])
         self.thresholds.copy_(state_dict["thresholds"])
 
     @torch.no_grad()
@@ -105,6 +106,31 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
             "b_enc": gather(self.mesh, self.b_enc, features),
             "thresholds": self.thresholds.clone(),
         }
+
+    def whole_on_first(self) -> HierarchicalTopKTrainingSAE | None:
+        """Return the whole SAE on process 0, and None on all others.
+
+        For a moment each process holds all weights.
+        """
+        state_dict = self.whole_state_dict()
+        if self.mesh.rank:
+            return None
+        gpus = [] if self.device.type == "cpu" else [self.device]
+        with torch.random.fork_rng(gpus):  # training goes on with the same numbers
+            whole = HierarchicalTopKTrainingSAE(deepcopy(self.cfg))
+        whole.load_state_dict(state_dict)
+        return whole
+
+    @override
+    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
+        state_dict = own_weights(Path(checkpoint_path), self.slices)
+        self.process_state_dict_for_loading(state_dict)
+        self.load_state_dict(state_dict)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        # Rows are not of norm 1 in the own columns alone.
+        HierarchicalBase.process_state_dict_for_loading(self, state_dict)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
