@@ -87,7 +87,7 @@ def merge_parts(checkpoint: Path, size: int, parameters: list[str]) -> None:
 
 
 def own_weights(checkpoint: Path, slices: Slices) -> dict[str, Tensor]:
-    """Read a process's part of a whole checkpoint's weights, as they are in its file."""
+    """Read a process's part of a whole checkpoint's weights, as its file has them."""
     with safe_open(checkpoint / SAE_WEIGHTS_FILENAME, framework="pt") as file:
         return {
             name: file.get_slice(name)[slices[name]]

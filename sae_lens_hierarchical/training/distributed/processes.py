@@ -120,7 +120,8 @@ def check_same_config(mesh: Mesh, cfg: Any) -> None:
                 for n in differing
             )
             raise ValueError(
-                f"all processes must have the same config and versions, but:\n  {listed}"
+                "all processes must have the same config and versions, but:\n  "
+                + listed
             )
 
 

@@ -246,9 +246,11 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
             if own:
                 into = slice(own.start - self.features.start, None)
                 W_enc[into][: len(own)] = rows[own.start - start : own.stop - start]
-        self.W_enc, self.W_dec = nn.Parameter(W_enc.T), nn.Parameter(W_dec)
-        self.b_enc = nn.Parameter(torch.zeros(n, dtype=dtype, device=device))
+        # In SAELens's order, by which an optimizer's state knows them.
         self.b_dec = nn.Parameter(torch.zeros(columns, dtype=dtype, device=device))
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(W_enc.T)
+        self.b_enc = nn.Parameter(torch.zeros(n, dtype=dtype, device=device))
 
     @override
     @torch.no_grad()

@@ -1,0 +1,149 @@
+"""Training runs of a few steps, for the tests' processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sae_lens import LoggingConfig
+from torch import Tensor
+
+from sae_lens_hierarchical import (
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    TrainingInterrupted,
+)
+from sae_lens_hierarchical.data import (
+    BUNDLED_HOOK_NAME,
+    BUNDLED_MODEL_NAME,
+    load_bundled_dataset,
+)
+from sae_lens_hierarchical.training.distributed import (
+    DistributedSAETrainingRunner,
+    Mesh,
+    PeerFailedError,
+)
+from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
+
+
+def make_cfg(folder: Path, **changes: Any) -> LanguageModelSAERunnerConfig:
+    """Return the config of a run of ten steps; d_in and d_sae fit no W evenly."""
+    settings: dict[str, Any] = {
+        "architecture": "hierarchical_topk",
+        "d_in": 128,
+        "d_sae": 67,
+        "k": 8,
+        "unit_norm_decoder": True,
+        "model_name": BUNDLED_MODEL_NAME,
+        "hook_name": BUNDLED_HOOK_NAME,
+        "dataset_path": "bundled",
+        "is_dataset_tokenized": False,
+        "streaming": False,
+        "context_size": 32,
+        "store_batch_size_prompts": 8,
+        "n_batches_in_buffer": 12,
+        "train_batch_size_tokens": 96,
+        "training_tokens": 960,
+        "n_checkpoints": 1,
+        "n_batches_for_norm_estimate": 3,
+        "lr": 1e-3,
+        "dead_feature_window": 3,
+        "feature_sampling_window": 4,
+        "logger": LoggingConfig(log_to_wandb=False),
+        "checkpoint_path": str(folder / "checkpoints"),
+        "output_path": str(folder / "output"),
+        "verbose": False,
+    }
+    settings |= changes
+    if settings["architecture"] != "hierarchical_topk":
+        del settings["unit_norm_decoder"]
+    return LanguageModelSAERunnerConfig(**settings)
+
+
+def _texts() -> Dataset:
+    return load_bundled_dataset("train").select(range(40))
+
+
+def train(_: Mesh, folder: Path, changes: dict[str, Any]) -> None:
+    """Train on all processes."""
+    DistributedSAETrainingRunner(make_cfg(folder, **changes), _texts()).run()
+
+
+def train_on_one(_: Mesh, folder: Path, changes: dict[str, Any]) -> None:
+    """Train on one process."""
+    LanguageModelSAETrainingRunner(make_cfg(folder, **changes), _texts()).run()
+
+
+def state_after_loading(
+    mesh: Mesh, folder: Path, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the whole state with which a run resumes, without a step of it."""
+    found: dict[str, Any] = {}
+
+    def fit(trainer: ResumableSAETrainer) -> Any:
+        sae: Any = trainer.sae
+        whole = sae.whole_state_dict() if mesh.size > 1 else sae.state_dict()
+        found.update({name: value.clone() for name, value in whole.items()})
+        found["n_training_samples"] = torch.tensor(trainer.n_training_samples)
+        found["firings"] = trainer.n_forward_passes_since_fired
+        for name, parameter in sae.named_parameters():
+            own = getattr(sae, "slices", {}).get(name, ...)
+            moments = trainer.optimizer.state[parameter]
+            for moment in ("exp_avg", "exp_avg_sq"):
+                found[f"{name} {moment}"] = (own, moments[moment].clone())
+        raise TrainingInterrupted(None)
+
+    ResumableSAETrainer.fit = fit
+    runner = DistributedSAETrainingRunner
+    if mesh.size == 1:
+        runner = LanguageModelSAETrainingRunner
+    try:
+        runner(make_cfg(folder, **changes), _texts()).run()
+    except TrainingInterrupted:
+        return found
+    raise AssertionError("fit was not called")
+
+
+def stopped(
+    mesh: Mesh, folder: Path, changes: dict[str, Any], rank: int, step: int
+) -> Path | None:
+    """Send one process SIGTERM within a step; return where each left off."""
+    one_step = ResumableSAETrainer.step
+
+    def step_and_signal(trainer: Any, batch: Tensor) -> Any:
+        if mesh.rank == rank and trainer.n_training_steps == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one_step(trainer, batch)
+
+    ResumableSAETrainer.step = step_and_signal
+    try:
+        train(mesh, folder, changes)
+    except TrainingInterrupted as interrupt:
+        return interrupt.checkpoint
+    raise AssertionError("nothing was stopped")
+
+
+def refusal(
+    mesh: Mesh, folder: Path, changes: dict[str, Any], of_last: dict[str, Any]
+) -> str | None:
+    """Return what a process says of a config; None where another process says it.
+
+    Args:
+        mesh: The processes.
+        folder: Of the run.
+        changes: To the config of all.
+        of_last: And to that of the last process.
+    """
+    if mesh.rank == mesh.size - 1:
+        changes = {**changes, **of_last}
+    try:
+        train(mesh, folder, changes)
+    except ValueError as error:
+        return str(error)
+    except PeerFailedError:
+        return None
+    raise AssertionError("nothing was refused")
