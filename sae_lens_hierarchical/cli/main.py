@@ -17,6 +17,7 @@ from sae_lens_hierarchical.cli import (
     sweep,
     train,
 )
+from sae_lens_hierarchical.cli.progress import progress_for
 
 __all__ = ["main"]
 
@@ -41,7 +42,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if rest and options.run not in _WITH_SAELENS_OPTIONS:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        return options.run(options, rest)
+        with progress_for(sys.stderr):
+            return options.run(options, rest)
     # OSError: the Hub's refusals too; ImportError: an extra is not installed.
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"sae-lens-hierarchical: {error}", file=sys.stderr)
