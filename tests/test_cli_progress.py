@@ -17,8 +17,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def work(**options: object) -> None:
-    for _ in auto_tqdm(range(50), desc="Working", **options):  # pyright: ignore[reportArgumentType]
+def work() -> None:
+    for _ in auto_tqdm(range(50), desc="Working"):
         for _ in tqdm(range(3), desc="Part", leave=False):
             pass
 

@@ -14,6 +14,7 @@ from sae_lens_hierarchical.cli.arguments import (
     saelens_config,
 )
 from sae_lens_hierarchical.cli.results import write_and_show
+from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import BUNDLED, COMPARISON_CONTEXTS
 
 __all__ = ["add_parser", "run"]
@@ -70,6 +71,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             # SAELens keeps them all, and one has every SAE with its optimizer's state.
             fields["n_checkpoints"] = 1
         cfg = saelens_config(options, fields, rest)
+        if cfg.logger.log_to_wandb:
+            check_wandb_login()
         if options.preset == BUNDLED:
             data["model"] = load_bundled_model(cfg.llm_device)
         table = compare(cfg, options.output, contexts=options.contexts, **data)

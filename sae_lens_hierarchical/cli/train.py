@@ -10,6 +10,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_precision,
     saelens_config,
 )
+from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 
 __all__ = ["add_parser", "run"]
@@ -86,5 +87,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         fields["training_tokens"] = options.training_tokens
     elif not rest:
         rest = ["--help"]
-    LanguageModelSAETrainingRunner(saelens_config(options, fields, rest)).run()
+    cfg = saelens_config(options, fields, rest)
+    if cfg.logger.log_to_wandb:
+        check_wandb_login()
+    LanguageModelSAETrainingRunner(cfg).run()
     return 0
