@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from sae_lens_hierarchical import __version__
@@ -42,12 +43,15 @@ def main(args: Sequence[str] | None = None) -> int:
     if rest and options.run not in _WITH_SAELENS_OPTIONS:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        with progress_for(sys.stderr):
+        with progress_for(sys.stderr), warnings.catch_warnings():
+            # Not so here: each command loads the model as the SAE's metadata say.
+            warnings.filterwarnings("ignore", "\nThis SAE has non-empty model_from")
             return options.run(options, rest)
     # OSError: the Hub's refusals too; ImportError: an extra is not installed.
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"sae-lens-hierarchical: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"sae-lens-hierarchical: {interrupt}", file=sys.stderr)
+        message = str(interrupt) or "interrupted"
+        print(f"sae-lens-hierarchical: {message}", file=sys.stderr)
         return 130
