@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, BUNDLED_MODEL_NAME
 from sae_lens_hierarchical.eval.table import MetricsTable, read_table, write_table
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
+from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 from tests.helpers import MakeConfig, make_metrics
 from tests.hub_server import HubServer
 
@@ -163,16 +167,62 @@ def options_of(cfg: Any) -> list[str]:
 
 
 @pytest.mark.usefixtures("local")
-def test_train_and_resume(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_train_and_resume(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = options_of(make_config())
     sizes = "--d_in 128 --d_sae 64 --k 8 --loss_every 4 --n_checkpoints 1"
 
     assert main(["train", *sizes.split(), *options]) == 0
 
+    out = capsys.readouterr().out
+    assert f"The SAE: {tmp_path / 'output'}" in out
+    assert re.search(
+        r"Explained variance of one more batch: -?\d.\d{3} at k = 1, ", out
+    )
+    following = re.search(r"Next: sae-lens-hierarchical (sweep .*)", out)
+    assert following
+    assert (
+        main([*following[1].split(), "--contexts=2", f"--output={tmp_path / 's'}"]) == 0
+    )
     sae = SAE.load_from_disk(tmp_path / "output")
     assert isinstance(sae, HierarchicalTopKSAE)
     assert sae.k_max == 8
+    weights = tmp_path / "output" / "sae_weights.safetensors"
+    written = weights.stat().st_mtime_ns
+    capsys.readouterr()
     assert main(["train", "--resume", str(tmp_path / "checkpoints")]) == 0
+    assert f"nothing to do. The SAE: {tmp_path / 'output'}" in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns == written
+    shutil.rmtree(tmp_path / "output")
+    assert main(["train", "--resume", str(tmp_path / "checkpoints")]) == 0
+    assert re.search(r"Resuming .*, at \d+ of 640 tokens", capsys.readouterr().out)
+    assert weights.is_file()
+
+
+@pytest.mark.usefixtures("local")
+def test_an_interrupt_prints_the_command_that_goes_on(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = "--d_in 128 --d_sae 64 --k 8"
+    step = ResumableSAETrainer.step
+
+    def step_and_stop(self: ResumableSAETrainer, batch: torch.Tensor) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSAETrainer, "step", step_and_stop)
+        assert main(["train", *sizes.split(), *options_of(make_config())]) == 130
+
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "sae-lens-hierarchical: interrupted; to go on:"
+    _, *again = said[-1].split()
+    assert main(again) == 0
+    assert (tmp_path / "output" / "sae_weights.safetensors").is_file()
 
 
 @pytest.mark.usefixtures("local")
@@ -255,6 +305,12 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, str(tmp_path / "all"), "--k", "2,8"]) == 0
 
     printed = capsys.readouterr().out.splitlines()
+    next_ones = [
+        f"Next: sae-lens-hierarchical push {tmp_path / name} USER/NAME"
+        for name in ("one", "all")
+    ]
+    assert [line for line in printed if line.startswith("Next")] == next_ones
+    printed = [line for line in printed if line not in next_ones]
     folders = [tmp_path / name for name in ("one", "all/k_2", "all/k_8")]
     assert printed == [str(folder) for folder in folders]
     for folder, k in zip(folders, (3, 2, 8), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_precision,
     saelens_config,
 )
-from sae_lens_hierarchical.cli.results import write_and_show
+from sae_lens_hierarchical.cli.results import show_next, write_and_show
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import BUNDLED, COMPARISON_CONTEXTS
 
@@ -78,4 +79,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         table = compare(cfg, options.output, contexts=options.contexts, **data)
     ours = {row.trained_k for row in table.rows if row.ours}
     write_and_show(table, {1, 2} | ours, options.output)
+    first = next(row.sae for row in table.rows if row.ours)
+    folder = options.output / "saes" / first
+    ks = ",".join(map(str, sorted({1, 2} | ours)))
+    show_next(f"saebench {shlex.quote(str(folder))} --k {ks}")
     return 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import Subparsers, add_ks
+from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.defaults import EXPORTED_ARCHITECTURE
 
 __all__ = ["add_parser", "run"]
@@ -55,4 +57,5 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         folders = export_all(sae, options.output, options.k, options.architecture)
     for folder in folders:
         print(folder)
+    show_next(f"push {shlex.quote(str(options.output))} USER/NAME")
     return 0

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
     add_precision,
     saelens_config,
 )
+from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
+
+if TYPE_CHECKING:
+    from sae_lens import TrainingSAE
+
+    from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
 
 __all__ = ["add_parser", "run"]
 
@@ -58,27 +66,50 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
-    from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
-    from sae_lens_hierarchical.training.presets import preset_fields
+    from sae_lens_hierarchical.training import (
+        LanguageModelSAETrainingRunner,
+        TrainingInterrupted,
+    )
 
-    if options.resume is not None:
+    if options.resume is None:
+        runner = LanguageModelSAETrainingRunner(_new_config(options, rest))
+    else:
         given = {"--training_tokens": options.training_tokens}
         given["--matmul_precision"] = options.matmul_precision
         rest = [*(name for name, value in given.items() if value is not None), *rest]
         if rest:
             raise ValueError(f"--resume takes all options from the run, got {rest}")
-        LanguageModelSAETrainingRunner.from_checkpoint(
+        if _is_finished(options):
+            return 0
+        runner = LanguageModelSAETrainingRunner.from_checkpoint(
             options.resume,
             output=options.output,
             trust_remote_code=options.trust_remote_code,
-        ).run()
-        return 0
+        )
+    try:
+        sae = runner.run()
+    except TrainingInterrupted as interrupt:
+        if interrupt.checkpoint is None:
+            raise
+        again = f"train --resume {shlex.quote(str(interrupt.checkpoint))}"
+        if options.trust_remote_code:
+            again += " --trust-remote-code"
+        raise KeyboardInterrupt(
+            f"interrupted; to go on:\n  sae-lens-hierarchical {again}"
+        ) from None
+    _show(runner, sae)
+    return 0
+
+
+def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
+    from sae_lens_hierarchical.training.presets import preset_fields
+
     if options.output is not None or options.trust_remote_code:
         raise ValueError(
             "--output and --trust-remote-code are for --resume; a new run takes "
             "SAELens's --output_path and --model_from_pretrained_kwargs"
         )
-    fields = {"architecture": ARCHITECTURE}
+    fields: dict[str, Any] = {"architecture": ARCHITECTURE}
     if options.preset is not None:
         fields = preset_fields(options.preset, options.training_tokens)
         if options.preset == BUNDLED:
@@ -90,5 +121,50 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     cfg = saelens_config(options, fields, rest)
     if cfg.logger.log_to_wandb:
         check_wandb_login()
-    LanguageModelSAETrainingRunner(cfg).run()
-    return 0
+    return cfg
+
+
+def _is_finished(options: argparse.Namespace) -> bool:
+    """Say what will be resumed, or that nothing is left to do."""
+    from sae_lens_hierarchical.training.checkpoint import (
+        find_checkpoint,
+        read_runner_cfg,
+    )
+    from sae_lens_hierarchical.training.resume import (
+        finished_sae,
+        is_where_it_was_written,
+        progress,
+    )
+
+    folder = find_checkpoint(options.resume)
+    done = finished_sae(folder) if options.output is None else None
+    if done is not None:
+        print(f"The run of {folder} has ended: nothing to do. The SAE: {done}")
+        return True
+    run = read_runner_cfg(folder)
+    if is_where_it_was_written(folder, run) and _logs(run):
+        check_wandb_login()
+    print(f"Resuming {folder}, {progress(folder)}")
+    return False
+
+
+def _logs(run: dict[str, Any]) -> bool:
+    logger = run.get("logger")  # a damaged config is refused later, in full
+    return isinstance(logger, dict) and bool(logger.get("log_to_wandb"))
+
+
+def _show(runner: LanguageModelSAETrainingRunner, sae: TrainingSAE[Any]) -> None:
+    from sae_lens_hierarchical.training.last_batch import explained_variance_by_k
+
+    buffer = runner.activations_store.get_data_loader()
+    if explained := explained_variance_by_k(sae, iter(buffer)):
+        shown = ", ".join(f"{ev:.3f} at k = {k}" for k, ev in explained.items())
+        print(f"Explained variance of one more batch: {shown}")
+    folder = runner.cfg.output_path
+    if folder is None:
+        print("The SAE was not written: output_path is None")
+        return
+    print(f"The SAE: {folder}")
+    if explained:
+        ks = ",".join(map(str, explained))
+        show_next(f"sweep {shlex.quote(folder)} --k {ks}")
