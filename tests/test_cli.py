@@ -57,10 +57,12 @@ def test_train_help_shows_our_options_and_saelens(
 def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["quickstart", "--sede", "1"])
-    assert "--sede" in capsys.readouterr().err
+    assert "--sede 1; did you mean --seed?" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"^2$"):
-        main(["train", "--loss_evry", "8"])
-    assert "--loss_evry" in capsys.readouterr().err
+        main(["swep"])
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.endswith("did you mean sweep?")
+    assert hint == "sae-lens-hierarchical --help lists what there is"
 
 
 @pytest.mark.parametrize(
@@ -70,13 +72,19 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--resume", "/nowhere"], "there is no checkpoint in /nowhere"),
         (["train", "--k", "4096"], "k must be an integer from 1 to d_sae=1024"),
         (["train", "--resume", "/nowhere", "--k", "4"], "--resume takes all options"),
+        (["train", "--k", "abc"], "--k: invalid int value: 'abc'"),
+        (["train", "--budgets", "[1,4]"], "have spaces between them, such as 1 4"),
+        (["train", "--loss_evry", "8"], "did you mean --loss_every?"),
+        (["train", "--archtecture", "topk"], "did you mean --architecture?"),
+        (["train", "--architecture", "hierachical"], "invalid choice: 'hierachical'"),
     ],
 )
 def test_bad_values_are_one_clear_line(
     args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(args) == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def add_parser(commands: Subparsers) -> None:
         "run's config says so",
     )
     add_precision(command)
-    command.set_defaults(run=run, print_usage=command.print_help)
+    command.set_defaults(run=run, help=command.format_help)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
