@@ -134,6 +134,9 @@ def test_sweep_measures_any_saes(
     assert table.provenance["dataset"] == "bundled, held out"
     assert (output / "figures" / "figure_3.png").read_bytes().startswith(b"\x89PNG")
     assert "figures/figures.html" in capsys.readouterr().out.replace("\n", "")
+    assert main(["sweep", *folders, *options]) == 2
+    assert "metrics.parquet is there already" in capsys.readouterr().err
+    options.append("--force")
     for bad, message in {
         "--k=4,1": "ks must be",
         "--contexts=0": "contexts must be from 1",
@@ -188,6 +191,8 @@ def test_train_and_resume(
     assert re.search(
         r"Explained variance of one more batch: -?\d.\d{3} at k = 1, ", out
     )
+    assert main(["train", *sizes.split(), *options]) == 2
+    assert "another folder with --output_path, or" in capsys.readouterr().err
     following = re.search(r"Next: sae-lens-hierarchical (sweep .*)", out)
     assert following
     assert (
@@ -324,6 +329,29 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, k in zip(folders, (3, 2, 8), strict=True):
         with sae.at_k(k):
             torch.testing.assert_close(SAE.load_from_disk(folder)(x), sae(x))
+    for name, k in (("one", "4"), ("all", "4,8")):
+        again = [*command, str(tmp_path / name), "--k", k]
+        assert main(again) == 2
+        assert "is there already" in capsys.readouterr().err
+        assert main([*again, "--force"]) == 0
+
+
+def test_figures_leave_no_stale_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "metrics.parquet", tmp_path / "figures"
+    write_table(path, MetricsTable([make_metrics(k, 0.125 * k) for k in (1, 4)]))
+    command = ["figures", str(path), "--output", str(output)]
+    assert main(command) == 0
+    kept = {file.name for file in output.iterdir()}
+    for name in ("figure_99.png", "mine.png"):
+        (output / name).write_bytes(b"")
+
+    assert main(command) == 2
+    assert "figures.html is there already" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+
+    assert {file.name for file in output.iterdir()} == {*kept, "mine.png"}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ __all__ = [
     "Subparsers",
     "add_dataset",
     "add_device",
+    "add_force",
     "add_ks",
     "add_model",
     "add_output",
@@ -83,6 +84,13 @@ def add_output(command: argparse.ArgumentParser, default: Path) -> None:
         default=default,
         metavar="FOLDER",
         help="default: %(default)s",
+    )
+
+
+def add_force(command: argparse.ArgumentParser) -> None:
+    """Add ``--force``."""
+    command.add_argument(
+        "--force", action="store_true", help="replace outputs that are there already"
     )
 
 

@@ -10,10 +10,12 @@ from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
     add_dataset,
     add_device,
+    add_force,
     add_ks,
     add_model,
     add_output,
 )
+from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.results import show_next, write_and_show
 from sae_lens_hierarchical.defaults import CE_CONTEXTS, STORE_BATCH_SIZE, SWEEP_CONTEXTS
 
@@ -51,6 +53,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     add_device(command)
     add_output(command, Path("sweep_output"))
+    add_force(command)
     command.set_defaults(run=run)
 
 
@@ -58,6 +61,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.eval.folders import sweep_checkpoints
 
+    refuse_existing(options.output / "metrics.parquet", force=options.force)
     table = sweep_checkpoints(
         options.checkpoint,
         options.k,

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
+    add_force,
     add_precision,
     saelens_config,
 )
+from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
@@ -29,7 +31,8 @@ def add_parser(commands: Subparsers) -> None:
     command = commands.add_parser(
         "train",
         help="train on any model with SAELens's options",
-        usage="sae-lens-hierarchical train [--preset NAME] [SAELENS_OPTION ...]\n"
+        usage="sae-lens-hierarchical train [--preset NAME] [--force] "
+        "[SAELENS_OPTION ...]\n"
         "       sae-lens-hierarchical train --resume FOLDER [--output FOLDER] "
         "[--trust-remote-code]",
         # --help is SAELens's, which has all the options.
@@ -60,6 +63,7 @@ def add_parser(commands: Subparsers) -> None:
         help="with --resume: let the model's and the dataset's own code run, if the "
         "run's config says so",
     )
+    add_force(command)
     add_precision(command)
     command.set_defaults(run=run, help=command.format_help)
 
@@ -121,6 +125,9 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     cfg = saelens_config(options, fields, rest)
     if cfg.logger.log_to_wandb:
         check_wandb_login()
+    if cfg.output_path is not None:
+        sae = Path(cfg.output_path) / "cfg.json"
+        refuse_existing(sae, option="--output_path", force=options.force)
     return cfg
 
 
