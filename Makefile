@@ -9,7 +9,7 @@ SAEBENCH_BIN := $(SAEBENCH_VENV)/bin
 .PHONY: quickstart test saebench-test check dist-check benchmark clean
 
 quickstart: $(VENV)/installed
-	$(BIN)/sae-lens-hierarchical quickstart
+	$(BIN)/sae-lens-hierarchical quickstart --force
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

@@ -13,7 +13,7 @@ import sae_lens_hierarchical
 FOLDER = Path(sae_lens_hierarchical.__file__).parent
 # From low to high. A part may import parts of lower layers, and its own modules.
 LAYERS = [
-    {"defaults", "files", "ops", "registration"},
+    {"defaults", "files", "ops", "registration", "spelling"},
     {"saes"},
     {"data"},
     {"loading"},

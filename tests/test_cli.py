@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, BUNDLED_MODEL_NAME
 from sae_lens_hierarchical.eval.table import MetricsTable, read_table, write_table
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.quickstart import quickstart
+from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 from tests.helpers import MakeConfig, make_metrics
 from tests.hub_server import HubServer
 
@@ -53,10 +57,12 @@ def test_train_help_shows_our_options_and_saelens(
 def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["quickstart", "--sede", "1"])
-    assert "--sede" in capsys.readouterr().err
+    assert "--sede 1; did you mean --seed?" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"^2$"):
-        main(["train", "--loss_evry", "8"])
-    assert "--loss_evry" in capsys.readouterr().err
+        main(["swep"])
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.endswith("did you mean sweep?")
+    assert hint == "sae-lens-hierarchical --help lists what there is"
 
 
 @pytest.mark.parametrize(
@@ -66,13 +72,19 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--resume", "/nowhere"], "there is no checkpoint in /nowhere"),
         (["train", "--k", "4096"], "k must be an integer from 1 to d_sae=1024"),
         (["train", "--resume", "/nowhere", "--k", "4"], "--resume takes all options"),
+        (["train", "--k", "abc"], "--k: invalid int value: 'abc'"),
+        (["train", "--budgets", "[1,4]"], "have spaces between them, such as 1 4"),
+        (["train", "--loss_evry", "8"], "did you mean --loss_every?"),
+        (["train", "--archtecture", "topk"], "did you mean --architecture?"),
+        (["train", "--architecture", "hierachical"], "invalid choice: 'hierachical'"),
     ],
 )
 def test_bad_values_are_one_clear_line(
     args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(args) == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize(
@@ -122,6 +134,9 @@ def test_sweep_measures_any_saes(
     assert table.provenance["dataset"] == "bundled, held out"
     assert (output / "figures" / "figure_3.png").read_bytes().startswith(b"\x89PNG")
     assert "figures/figures.html" in capsys.readouterr().out.replace("\n", "")
+    assert main(["sweep", *folders, *options]) == 2
+    assert "metrics.parquet is there already" in capsys.readouterr().err
+    options.append("--force")
     for bad, message in {
         "--k=4,1": "ks must be",
         "--contexts=0": "contexts must be from 1",
@@ -163,16 +178,64 @@ def options_of(cfg: Any) -> list[str]:
 
 
 @pytest.mark.usefixtures("local")
-def test_train_and_resume(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_train_and_resume(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = options_of(make_config())
     sizes = "--d_in 128 --d_sae 64 --k 8 --loss_every 4 --n_checkpoints 1"
 
     assert main(["train", *sizes.split(), *options]) == 0
 
+    out = capsys.readouterr().out
+    assert f"The SAE: {tmp_path / 'output'}" in out
+    assert re.search(
+        r"Explained variance of one more batch: -?\d.\d{3} at k = 1, ", out
+    )
+    assert main(["train", *sizes.split(), *options]) == 2
+    assert "another folder with --output_path, or" in capsys.readouterr().err
+    following = re.search(r"Next: sae-lens-hierarchical (sweep .*)", out)
+    assert following
+    assert (
+        main([*following[1].split(), "--contexts=2", f"--output={tmp_path / 's'}"]) == 0
+    )
     sae = SAE.load_from_disk(tmp_path / "output")
     assert isinstance(sae, HierarchicalTopKSAE)
     assert sae.k_max == 8
+    weights = tmp_path / "output" / "sae_weights.safetensors"
+    written = weights.stat().st_mtime_ns
+    capsys.readouterr()
     assert main(["train", "--resume", str(tmp_path / "checkpoints")]) == 0
+    assert f"nothing to do. The SAE: {tmp_path / 'output'}" in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns == written
+    shutil.rmtree(tmp_path / "output")
+    assert main(["train", "--resume", str(tmp_path / "checkpoints")]) == 0
+    assert re.search(r"Resuming .*, at \d+ of 640 tokens", capsys.readouterr().out)
+    assert weights.is_file()
+
+
+@pytest.mark.usefixtures("local")
+def test_an_interrupt_prints_the_command_that_goes_on(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = "--d_in 128 --d_sae 64 --k 8"
+    step = ResumableSAETrainer.step
+
+    def step_and_stop(self: ResumableSAETrainer, batch: torch.Tensor) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSAETrainer, "step", step_and_stop)
+        assert main(["train", *sizes.split(), *options_of(make_config())]) == 130
+
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "sae-lens-hierarchical: interrupted; to go on:"
+    _, *again = said[-1].split()
+    assert main(again) == 0
+    assert (tmp_path / "output" / "sae_weights.safetensors").is_file()
 
 
 @pytest.mark.usefixtures("local")
@@ -255,11 +318,40 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, str(tmp_path / "all"), "--k", "2,8"]) == 0
 
     printed = capsys.readouterr().out.splitlines()
+    next_ones = [
+        f"Next: sae-lens-hierarchical push {tmp_path / name} USER/NAME"
+        for name in ("one", "all")
+    ]
+    assert [line for line in printed if line.startswith("Next")] == next_ones
+    printed = [line for line in printed if line not in next_ones]
     folders = [tmp_path / name for name in ("one", "all/k_2", "all/k_8")]
     assert printed == [str(folder) for folder in folders]
     for folder, k in zip(folders, (3, 2, 8), strict=True):
         with sae.at_k(k):
             torch.testing.assert_close(SAE.load_from_disk(folder)(x), sae(x))
+    for name, k in (("one", "4"), ("all", "4,8")):
+        again = [*command, str(tmp_path / name), "--k", k]
+        assert main(again) == 2
+        assert "is there already" in capsys.readouterr().err
+        assert main([*again, "--force"]) == 0
+
+
+def test_figures_leave_no_stale_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "metrics.parquet", tmp_path / "figures"
+    write_table(path, MetricsTable([make_metrics(k, 0.125 * k) for k in (1, 4)]))
+    command = ["figures", str(path), "--output", str(output)]
+    assert main(command) == 0
+    kept = {file.name for file in output.iterdir()}
+    for name in ("figure_99.png", "mine.png"):
+        (output / name).write_bytes(b"")
+
+    assert main(command) == 2
+    assert "figures.html is there already" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+
+    assert {file.name for file in output.iterdir()} == {*kept, "mine.png"}
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from sae_lens_hierarchical.cli.parser import options_in, with_suggestion
 from sae_lens_hierarchical.defaults import DEVICE, MATMUL_PRECISION
 
 __all__ = [
     "Subparsers",
     "add_dataset",
     "add_device",
+    "add_force",
     "add_ks",
     "add_model",
     "add_output",
@@ -83,6 +87,13 @@ def add_output(command: argparse.ArgumentParser, default: Path) -> None:
     )
 
 
+def add_force(command: argparse.ArgumentParser) -> None:
+    """Add ``--force``."""
+    command.add_argument(
+        "--force", action="store_true", help="replace outputs that are there already"
+    )
+
+
 def add_precision(command: argparse.ArgumentParser) -> None:
     """Add ``--matmul_precision``, which SAELens's parser does not know."""
     command.add_argument(
@@ -97,22 +108,39 @@ def saelens_config(
     options: argparse.Namespace, fields: dict[str, Any], rest: list[str]
 ) -> Any:
     """Parse SAELens's options on top of ``fields``; --help shows our options first."""
-    from sae_lens.llm_sae_training_runner import _parse_cfg_args  # pyright: ignore[reportPrivateUsage]
-
     from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
 
     if not {"-h", "--help"}.isdisjoint(rest):
-        options.print_usage()
+        print(options.help())
     given = {option.partition("=")[0] for option in rest}
     unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
     # Of two options with one name SAELens's parser takes the later one.
     defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
-    cfg = _parse_cfg_args([*defaults, *rest])
+    ours = options_in(options.help()) | {f"--{name}" for name in fields}
+    cfg = _parse([*defaults, *rest], ours)
     for name in unset:  # for which its parser has no word
         setattr(cfg, name, None)
     precision = options.matmul_precision
-    ours = {} if precision is None else {"matmul_precision": precision}
-    return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | ours)
+    added = {} if precision is None else {"matmul_precision": precision}
+    return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | added)
+
+
+def _parse(args: list[str], ours: set[str]) -> Any:
+    """Parse with SAELens's parser, whose errors are a traceback or a page."""
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args  # pyright: ignore[reportPrivateUsage]
+
+    shown = io.StringIO()
+    try:
+        with redirect_stderr(shown):
+            return _parse_cfg_args(args)
+    except argparse.ArgumentError as error:
+        raise ValueError(with_suggestion(str(error), ())) from None
+    except SystemExit as end:
+        if end.code == 0:  # --help
+            raise
+        usage, _, message = shown.getvalue().strip().rpartition("error: ")
+        known = options_in(usage) | ours
+        raise ValueError(with_suggestion(message, known)) from None
 
 
 def names(text: str) -> list[str]:

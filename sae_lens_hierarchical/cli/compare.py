@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
+    add_force,
     add_output,
     add_precision,
     saelens_config,
 )
-from sae_lens_hierarchical.cli.results import write_and_show
+from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.results import show_next, write_and_show
+from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import BUNDLED, COMPARISON_CONTEXTS
 
 __all__ = ["add_parser", "run"]
@@ -25,7 +29,7 @@ def add_parser(commands: Subparsers) -> None:
         "compare",
         help="train the paper's SAEs on the same activations; evaluate each at every k",
         usage="sae-lens-hierarchical compare [--preset NAME] [--contexts N] "
-        "[--output FOLDER]\n       [SAELENS_OPTION ...]",
+        "[--output FOLDER]\n       [--force] [SAELENS_OPTION ...]",
         add_help=False,
     )
     command.add_argument(
@@ -46,8 +50,9 @@ def add_parser(commands: Subparsers) -> None:
         help="contexts to evaluate on (default: %(default)s)",
     )
     add_output(command, Path("comparison"))
+    add_force(command)
     add_precision(command)
-    command.set_defaults(run=run, print_usage=command.print_help)
+    command.set_defaults(run=run, help=command.format_help)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
@@ -70,9 +75,17 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             # SAELens keeps them all, and one has every SAE with its optimizer's state.
             fields["n_checkpoints"] = 1
         cfg = saelens_config(options, fields, rest)
+        if cfg.logger.log_to_wandb:
+            check_wandb_login()
+        metrics, saes = options.output / "metrics.parquet", options.output / "saes"
+        refuse_existing(metrics, saes, force=options.force)
         if options.preset == BUNDLED:
             data["model"] = load_bundled_model(cfg.llm_device)
         table = compare(cfg, options.output, contexts=options.contexts, **data)
     ours = {row.trained_k for row in table.rows if row.ours}
     write_and_show(table, {1, 2} | ours, options.output)
+    first = next(row.sae for row in table.rows if row.ours)
+    folder = options.output / "saes" / first
+    ks = ",".join(map(str, sorted({1, 2} | ours)))
+    show_next(f"saebench {shlex.quote(str(folder))} --k {ks}")
     return 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from sae_lens_hierarchical.cli.arguments import Subparsers, add_ks
+from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_ks
+from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.defaults import EXPORTED_ARCHITECTURE
 
 __all__ = ["add_parser", "run"]
@@ -32,6 +35,7 @@ def add_parser(commands: Subparsers) -> None:
         metavar="FOLDER",
         help="of several k, each gets a sub-folder: k_8, k_32, ...",
     )
+    add_force(command)
     command.set_defaults(run=run)
 
 
@@ -49,10 +53,14 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         )
     if options.output.resolve() == options.checkpoint.resolve():
         raise ValueError("--output would overwrite the checkpoint")
+    several = [options.output / f"k_{k}" for k in options.k]
+    written = [options.output] if len(options.k) == 1 else several
+    refuse_existing(*(to / "cfg.json" for to in written), force=options.force)
     if len(options.k) == 1:
         folders = [export(sae, options.output, options.k[0], options.architecture)]
     else:
         folders = export_all(sae, options.output, options.k, options.architecture)
     for folder in folders:
         print(folder)
+    show_next(f"push {shlex.quote(str(options.output))} USER/NAME")
     return 0

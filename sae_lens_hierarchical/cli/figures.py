@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sae_lens_hierarchical.cli.arguments import Subparsers, add_output
+from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_output
+from sae_lens_hierarchical.cli.outputs import refuse_existing
 
 __all__ = ["add_parser", "run"]
 
@@ -17,6 +18,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     command.add_argument("table", type=Path, metavar="TABLE.parquet")
     add_output(command, Path("figures"))
+    add_force(command)
     command.add_argument(
         "--autointerp",
         type=Path,
@@ -41,6 +43,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
             raise ValueError(
                 f"{options.autointerp} has no AutoInterp scores of {', '.join(known)}"
             )
+    refuse_existing(options.output / "figures.html", force=options.force)
     for path in write_figures(options.output, table, scores):
         print(path)
     return 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from sae_lens_hierarchical import __version__
@@ -17,6 +17,8 @@ from sae_lens_hierarchical.cli import (
     sweep,
     train,
 )
+from sae_lens_hierarchical.cli.parser import Parser
+from sae_lens_hierarchical.cli.progress import progress_for
 
 __all__ = ["main"]
 
@@ -27,25 +29,30 @@ _WITH_SAELENS_OPTIONS = (train.run, compare.run)
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line with ``args``, or the process's own; return its status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sae-lens-hierarchical",
         description="Train one sparse autoencoder and use it at every sparsity budget.",
     )
     parser.add_argument(
         "--version", action="version", version=f"%(prog)s {__version__}"
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in _COMMANDS:
         command.add_parser(commands)
     options, rest = parser.parse_known_args(args)
     if rest and options.run not in _WITH_SAELENS_OPTIONS:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        command = commands.choices[options.command]
+        command.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return options.run(options, rest)
+        with progress_for(sys.stderr), warnings.catch_warnings():
+            # Not so here: each command loads the model as the SAE's metadata say.
+            warnings.filterwarnings("ignore", "\nThis SAE has non-empty model_from")
+            return options.run(options, rest)
     # OSError: the Hub's refusals too; ImportError: an extra is not installed.
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"sae-lens-hierarchical: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"sae-lens-hierarchical: {interrupt}", file=sys.stderr)
+        message = str(interrupt) or "interrupted"
+        print(f"sae-lens-hierarchical: {message}", file=sys.stderr)
         return 130

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from sae_lens_hierarchical.cli.arguments import Subparsers, add_output
+from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_output
+from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.defaults import QUICKSTART_OUTPUT, SEED
 
 __all__ = ["add_parser", "run"]
@@ -17,6 +18,7 @@ def add_parser(commands: Subparsers) -> None:
         help="train and compare on the bundled model: no network, GPU or account",
     )
     add_output(command, QUICKSTART_OUTPUT)
+    add_force(command)
     command.add_argument(
         "--seed",
         type=int,
@@ -30,5 +32,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.quickstart import quickstart
 
+    metrics = options.output / "metrics.parquet"
+    refuse_existing(metrics, options.output / "saes", force=options.force)
     quickstart(options.output, options.seed)
     return 0

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sae_lens_hierarchical.eval.table import MetricsTable
 
-__all__ = ["write_and_show"]
+__all__ = ["show_next", "write_and_show"]
+
+
+def show_next(command: str) -> None:
+    """End a command with the one that comes next, given without its program."""
+    print(f"Next: sae-lens-hierarchical {command}")
 
 
 def write_and_show(table: MetricsTable, ks: Collection[int], output: Path) -> None:

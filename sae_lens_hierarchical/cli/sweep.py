@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
     add_dataset,
     add_device,
+    add_force,
     add_ks,
     add_model,
     add_output,
 )
-from sae_lens_hierarchical.cli.results import write_and_show
+from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.results import show_next, write_and_show
 from sae_lens_hierarchical.defaults import CE_CONTEXTS, STORE_BATCH_SIZE, SWEEP_CONTEXTS
 
 __all__ = ["add_parser", "run"]
@@ -50,6 +53,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     add_device(command)
     add_output(command, Path("sweep_output"))
+    add_force(command)
     command.set_defaults(run=run)
 
 
@@ -57,7 +61,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.eval.folders import sweep_checkpoints
 
-    options.output.mkdir(parents=True, exist_ok=True)
+    refuse_existing(options.output / "metrics.parquet", force=options.force)
     table = sweep_checkpoints(
         options.checkpoint,
         options.k,
@@ -71,4 +75,9 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     write_and_show(table, options.k, options.output)
+    ours = next((row.sae for row in table.rows if row.ours), None)
+    if ours is not None:
+        path = table.provenance["checkpoints"][ours]["path"]
+        k = options.k[-1]
+        show_next(f"export {shlex.quote(path)} --k {k} --output {ours}_at_{k}")
     return 0

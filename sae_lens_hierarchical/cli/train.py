@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
+    add_force,
     add_precision,
     saelens_config,
 )
+from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.results import show_next
+from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 
 if TYPE_CHECKING:
+    from sae_lens import TrainingSAE
+
     from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
 
 __all__ = ["add_parser", "run"]
@@ -25,7 +33,8 @@ def add_parser(commands: Subparsers) -> None:
     command = commands.add_parser(
         "train",
         help="train on any model with SAELens's options",
-        usage="sae-lens-hierarchical train [--preset NAME] [SAELENS_OPTION ...]\n"
+        usage="sae-lens-hierarchical train [--preset NAME] [--force] "
+        "[SAELENS_OPTION ...]\n"
         "       sae-lens-hierarchical train --resume FOLDER [--output FOLDER] "
         "[--trust-remote-code]",
         # --help is SAELens's, which has all the options.
@@ -56,65 +65,93 @@ def add_parser(commands: Subparsers) -> None:
         help="with --resume: let the model's and the dataset's own code run, if the "
         "run's config says so",
     )
+    add_force(command)
     add_precision(command)
-    command.set_defaults(run=run, print_usage=command.print_help)
+    command.set_defaults(run=run, help=command.format_help)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not _is_one_of_several():
         return _train(options, rest)
-    is_first = os.environ.get("RANK") == "0"
-    if not is_first:
+    if os.environ.get("RANK") != "0":  # process 0 speaks for all
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     from sae_lens_hierarchical.training.distributed import join_processes
 
-    with join_processes():
-        try:
+    with join_processes() as first:
+        if first:
             return _train(options, rest)
-        except KeyboardInterrupt:
-            if is_first:
-                raise
-            return 130  # process 0 says where the checkpoint is
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            try:
+                return _train(options, rest)
+            except KeyboardInterrupt:
+                return 130
 
 
-def _runner() -> type[LanguageModelSAETrainingRunner]:
-    """Return the runner for as many processes as torchrun started, if it did."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        from sae_lens_hierarchical.training.distributed import (
-            DistributedSAETrainingRunner,
-        )
-
-        return DistributedSAETrainingRunner
-    from sae_lens_hierarchical.training import LanguageModelSAETrainingRunner
-
-    return LanguageModelSAETrainingRunner
+def _is_one_of_several() -> bool:
+    """Tell whether torchrun started several processes, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
-    from sae_lens_hierarchical.training.presets import preset_fields
+    from sae_lens_hierarchical.training import (
+        LanguageModelSAETrainingRunner,
+        TrainingInterrupted,
+    )
 
-    runner = _runner()
-    if options.resume is not None:
+    runner_class, one_error = LanguageModelSAETrainingRunner, nullcontext()
+    if _is_one_of_several():
+        from sae_lens_hierarchical.training.distributed import (
+            DistributedSAETrainingRunner,
+            Mesh,
+            all_or_none,
+        )
+
+        runner_class = DistributedSAETrainingRunner
+        one_error = all_or_none(Mesh.of("cpu"))
+    if options.resume is None:
+        with one_error:
+            cfg = _new_config(options, rest)
+        runner = runner_class(cfg)
+    else:
         given = {"--training_tokens": options.training_tokens}
         given["--matmul_precision"] = options.matmul_precision
         rest = [*(name for name, value in given.items() if value is not None), *rest]
         if rest:
             raise ValueError(f"--resume takes all options from the run, got {rest}")
-        runner.from_checkpoint(
+        with one_error:
+            finished = _is_finished(options)
+        if finished:
+            return 0
+        runner = runner_class.from_checkpoint(
             options.resume,
             output=options.output,
             trust_remote_code=options.trust_remote_code,
-        ).run()
-        return 0
+        )
+    try:
+        sae = runner.run()
+    except TrainingInterrupted as interrupt:
+        if interrupt.checkpoint is None:
+            raise
+        again = f"train --resume {shlex.quote(str(interrupt.checkpoint))}"
+        if options.trust_remote_code:
+            again += " --trust-remote-code"
+        raise KeyboardInterrupt(
+            f"interrupted; to go on:\n  sae-lens-hierarchical {again}"
+        ) from None
+    _show(runner, sae)
+    return 0
+
+
+def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
+    from sae_lens_hierarchical.training.presets import preset_fields
+
     if options.output is not None or options.trust_remote_code:
         raise ValueError(
             "--output and --trust-remote-code are for --resume; a new run takes "
             "SAELens's --output_path and --model_from_pretrained_kwargs"
         )
-    fields = {"architecture": ARCHITECTURE}
+    fields: dict[str, Any] = {"architecture": ARCHITECTURE}
     if options.preset is not None:
         fields = preset_fields(options.preset, options.training_tokens)
         if options.preset == BUNDLED:
@@ -123,5 +160,59 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         fields["training_tokens"] = options.training_tokens
     elif not rest:
         rest = ["--help"]
-    runner(saelens_config(options, fields, rest)).run()
-    return 0
+    cfg = saelens_config(options, fields, rest)
+    if cfg.logger.log_to_wandb:
+        check_wandb_login()
+    if cfg.output_path is not None:
+        sae = Path(cfg.output_path) / "cfg.json"
+        refuse_existing(sae, option="--output_path", force=options.force)
+    return cfg
+
+
+def _is_finished(options: argparse.Namespace) -> bool:
+    """Say what will be resumed, or that nothing is left to do."""
+    from sae_lens_hierarchical.training.checkpoint import (
+        find_checkpoint,
+        read_runner_cfg,
+    )
+    from sae_lens_hierarchical.training.resume import (
+        finished_sae,
+        is_where_it_was_written,
+        progress,
+    )
+
+    folder = find_checkpoint(options.resume)
+    done = finished_sae(folder) if options.output is None else None
+    if done is not None:
+        print(f"The run of {folder} has ended: nothing to do. The SAE: {done}")
+        return True
+    run = read_runner_cfg(folder)
+    if is_where_it_was_written(folder, run) and _logs(run):
+        check_wandb_login()
+    print(f"Resuming {folder}, {progress(folder)}")
+    return False
+
+
+def _logs(run: dict[str, Any]) -> bool:
+    logger = run.get("logger")  # a damaged config is refused later, in full
+    return isinstance(logger, dict) and bool(logger.get("log_to_wandb"))
+
+
+def _show(runner: LanguageModelSAETrainingRunner, sae: TrainingSAE[Any]) -> None:
+    from sae_lens_hierarchical.training.last_batch import explained_variance_by_k
+
+    explained = {}
+    if not _is_one_of_several():  # none of which has the whole SAE
+        buffer = runner.activations_store.get_data_loader()
+        explained = explained_variance_by_k(sae, iter(buffer))
+    if explained:
+        shown = ", ".join(f"{ev:.3f} at k = {k}" for k, ev in explained.items())
+        print(f"Explained variance of one more batch: {shown}")
+    folder = runner.cfg.output_path
+    if folder is None:
+        print("The SAE was not written: output_path is None")
+        return
+    print(f"The SAE: {folder}")
+    if explained:
+        ks = ",".join(map(str, explained))
+        show_next(f"sweep {shlex.quote(folder)} --k {ks}")

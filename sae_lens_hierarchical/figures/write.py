@@ -19,6 +19,8 @@ def write_figures(
 ) -> list[Path]:
     """Write each figure that a table has the rows for as an image, and a page of all.
 
+    The figures that another table left there go.
+
     Args:
         folder: Where ``overview.png``, ``figure_2.png``, ..., ``figures.html`` go.
         table: The metrics.
@@ -29,6 +31,8 @@ def write_figures(
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = all_figures(table, autointerp)
+    for stale in folder.glob("figure_*.png"):  # of another table
+        stale.unlink()
     paths = []
     for figure in tqdm(figures, desc="Drawing", leave=False):
         paths.append(folder / f"{figure.key}.png")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,12 +10,13 @@ from sae_lens import TopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_hierarchical.defaults import MATMUL_PRECISION
+from sae_lens_hierarchical.spelling import did_you_mean
 from sae_lens_hierarchical.training.precision import (
     MatmulPrecision,
     check_matmul_precision,
 )
 
-__all__ = ["LanguageModelSAERunnerConfig", "check_trainable", "did_you_mean"]
+__all__ = ["LanguageModelSAERunnerConfig", "check_trainable"]
 
 
 @dataclass(init=False)
@@ -100,12 +99,6 @@ def check_trainable(name: str, sae: TrainingSAEConfig) -> None:
             "rescale_acts_by_decoder_norm=True: torch cannot differentiate SAELens's "
             "TopK then. Set one of them to False"
         )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error about an unknown name: the known ones like it."""
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _config_class(architecture: str) -> type[TrainingSAEConfig]:

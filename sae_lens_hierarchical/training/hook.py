@@ -10,7 +10,7 @@ from sae_lens import MultiSAETrainingRunnerConfig
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from transformer_lens import HookedRootModule
 
-from sae_lens_hierarchical.training.config import did_you_mean
+from sae_lens_hierarchical.spelling import did_you_mean
 
 __all__ = ["check_hook"]
 

@@ -34,6 +34,7 @@ from sae_lens_hierarchical.training.activations_store import (
 )
 from sae_lens_hierarchical.training.checkpoint import Checkpoint, check_unfinished
 from sae_lens_hierarchical.training.config import check_trainable
+from sae_lens_hierarchical.training.false_warnings import without_false_warnings
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.precision import (
     SAELENS_PRECISION,
@@ -133,11 +134,15 @@ class MultiSAERunner(MultiSAETrainingRunner):
                 check_unfinished(part, sae.normalize_activations)
         with reserve_folders(cfg):
             pass  # they can be written: the run itself holds them
-        override_model, override_dataset = bundled_if_named(
-            cfg, override_model, override_dataset
-        )
-        with reject_empty_dataset(override_dataset, cfg.dataset_path):
-            super().__init__(cfg, override_dataset, override_model, override_saes)
+        model, dataset = bundled_if_named(cfg, override_model, override_dataset)
+        with (
+            reject_empty_dataset(dataset, cfg.dataset_path),
+            without_false_warnings(
+                model=override_model is None,
+                dataset=override_dataset is None and dataset is not None,
+            ),
+        ):
+            super().__init__(cfg, dataset, model, override_saes)
         self.activations_store = ResumableActivationsStore.convert(
             self.activations_store
         )

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import logger
+from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from sae_lens_hierarchical.loading.models import allowed_model_kwargs
 from sae_lens_hierarchical.training.checkpoint import (
     Checkpoint,
     find_checkpoint,
     open_checkpoint,
+    read_runner_cfg,
 )
+from sae_lens_hierarchical.training.manifest import read_json, read_manifest
 
 __all__ = [
     "check_model_kwargs",
     "checkpoint_to_resume",
+    "finished_sae",
     "is_where_it_was_written",
     "make_paths_absolute",
+    "progress",
 ]
 
 # What makes no other run: devices, where outputs go, how it is logged and computed.
@@ -130,6 +135,34 @@ def check_model_kwargs(
         "author's code. Pass trust_remote_code=True (--trust-remote-code) if you trust "
         "it"
     )
+
+
+def finished_sae(checkpoint: Path) -> Path | None:
+    """Return where the SAE is that a checkpoint's run has ended with; None if none.
+
+    Raises:
+        ValueError: If a config is damaged.
+    """
+    run = read_runner_cfg(checkpoint)
+    output = run.get("output_path")
+    if output is None or not (Path(output) / RUNNER_CFG_FILENAME).is_file():
+        return None
+    wrote = read_json(Path(output) / RUNNER_CFG_FILENAME)
+    # SAELens gives each run a checkpoint_path of its own.
+    same = ("checkpoint_path", "training_tokens")
+    if any(wrote.get(name) != run.get(name) for name in same):
+        return None
+    return Path(output)
+
+
+def progress(checkpoint: Path) -> str:
+    """Return how far a checkpoint's run had come, for people to read."""
+    total, manifest = read_runner_cfg(checkpoint).get("training_tokens"), None
+    if isinstance(total, int):
+        manifest = read_manifest(checkpoint)
+    if manifest is None:
+        return "whose run does not say how far it had come"
+    return f"at {manifest.n_training_samples:,} of {total:,} tokens"
 
 
 def is_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool:

@@ -38,6 +38,7 @@ from sae_lens_hierarchical.training.config import (
     LanguageModelSAERunnerConfig,
     check_trainable,
 )
+from sae_lens_hierarchical.training.false_warnings import without_false_warnings
 from sae_lens_hierarchical.training.fine_tuning import sae_from_pretrained
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.precision import (
@@ -158,9 +159,13 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if trust_remote_code:
             return cls(cfg, override_dataset, override_model)
         cfg.dataset_trust_remote_code = False
-        if override_model is None and not cfg.use_cached_activations:
+        by_name = override_model is None
+        if by_name and not cfg.use_cached_activations:
             override_model = load_untrusted_model(cfg)
-        with no_remote_code_prompt():
+        with (
+            no_remote_code_prompt(),
+            without_false_warnings(model=by_name, dataset=False),
+        ):
             return cls(cfg, override_dataset, override_model)
 
     @override
@@ -234,11 +239,15 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     ) -> None:
         """Load model and dataset, and check that they fit."""
         cfg = self.cfg
-        override_model, override_dataset = bundled_if_named(
-            cfg, override_model, override_dataset
-        )
-        with reject_empty_dataset(override_dataset, cfg.dataset_path):
-            super().__init__(cfg, override_dataset, override_model, override_sae)
+        model, dataset = bundled_if_named(cfg, override_model, override_dataset)
+        with (
+            reject_empty_dataset(dataset, cfg.dataset_path),
+            without_false_warnings(
+                model=override_model is None,
+                dataset=override_dataset is None and dataset is not None,
+            ),
+        ):
+            super().__init__(cfg, dataset, model, override_sae)
         if not cfg.use_cached_activations:
             check_hook(
                 self.model, cfg, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in

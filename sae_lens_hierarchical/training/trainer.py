@@ -171,11 +171,11 @@ class ResumableTrainerMixin:
         Raises:
             TrainingInterrupted: If it is.
         """
-        bar.update(self.n_training_samples - bar.n)
         if time.monotonic() - self._losses_shown_at >= 1:
             self._losses_shown_at = time.monotonic()
             shown = {name: f"{float(loss):.4g}" for name, loss in losses.items()}
-            bar.set_postfix(shown)
+            bar.set_postfix(shown, refresh=False)  # the bar knows when it is time
+        bar.update(self.n_training_samples - bar.n)
         if not self._must_stop():
             return
         if self.cfg.checkpoint_path is None:

@@ -3,6 +3,7 @@
 from sae_lens_hierarchical.training.distributed.mesh import Mesh
 from sae_lens_hierarchical.training.distributed.processes import (
     PeerFailedError,
+    all_or_none,
     join_processes,
 )
 from sae_lens_hierarchical.training.distributed.runner import (
@@ -17,5 +18,6 @@ __all__ = [
     "PeerFailedError",
     "ShardedSAETrainer",
     "ShardedTrainingSAE",
+    "all_or_none",
     "join_processes",
 ]

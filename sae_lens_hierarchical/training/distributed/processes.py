@@ -37,11 +37,11 @@ class PeerFailedError(SystemExit):
 
 
 @contextmanager
-def join_processes() -> Generator[None]:
+def join_processes() -> Generator[bool]:
     """Join the processes that torchrun started, and leave them at the end.
 
     On GPUs each process takes the one of its ``LOCAL_RANK``. All but process 0 log
-    errors alone.
+    errors alone. Yields whether this is process 0.
 
     Raises:
         ValueError: If what torchrun sets is not all there.
@@ -56,10 +56,10 @@ def join_processes() -> Generator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    if os.environ["RANK"] != "0":
-        logger.setLevel("ERROR")
     dist.init_process_group(backend, timeout=_TIMEOUT)
-    yield
+    if not (first := dist.get_rank() == 0):
+        logger.setLevel("ERROR")
+    yield first
     # After an error others may never come to this point.
     dist.destroy_process_group()
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import wandb
 from datasets import Dataset
 from sae_lens import LoggingConfig
 from torch import Tensor
@@ -97,15 +100,15 @@ def state_after_loading(
                 found[f"{name} {moment}"] = (own, moments[moment].clone())
         raise TrainingInterrupted(None)
 
-    ResumableSAETrainer.fit = fit
     runner = DistributedSAETrainingRunner
     if mesh.size == 1:
         runner = LanguageModelSAETrainingRunner
-    try:
+    with (
+        patch.object(ResumableSAETrainer, "fit", fit),
+        suppress(TrainingInterrupted),
+    ):
         runner(make_cfg(folder, **changes), _texts()).run()
-    except TrainingInterrupted:
-        return found
-    raise AssertionError("fit was not called")
+    return found
 
 
 def stopped(
@@ -119,12 +122,32 @@ def stopped(
             os.kill(os.getpid(), signal.SIGTERM)
         return one_step(trainer, batch)
 
-    ResumableSAETrainer.step = step_and_signal
-    try:
-        train(mesh, folder, changes)
-    except TrainingInterrupted as interrupt:
-        return interrupt.checkpoint
+    with patch.object(ResumableSAETrainer, "step", step_and_signal):
+        try:
+            train(mesh, folder, changes)
+        except TrainingInterrupted as interrupt:
+            return interrupt.checkpoint
     raise AssertionError("nothing was stopped")
+
+
+def logged(mesh: Mesh, folder: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a process gives to W&B, of which there is none."""
+    os.environ["WANDB_MODE"] = "disabled"
+    rows: list[dict[str, Any]] = []
+
+    def log(row: dict[str, Any], **_: Any) -> None:
+        if wandb.run is not None and mesh.rank == 0:
+            rows.append(row)
+
+    logger = LoggingConfig(
+        log_to_wandb=True,
+        log_activations_store_to_wandb=False,
+        wandb_log_frequency=2,
+        eval_every_n_wandb_logs=2,
+    )
+    with patch.object(wandb, "log", log):
+        train(mesh, folder, {**changes, "logger": logger, "n_eval_batches": 1})
+    return rows
 
 
 def refusal(

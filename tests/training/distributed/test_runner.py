@@ -19,6 +19,7 @@ from sae_lens_hierarchical import HierarchicalTopKSAE
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint, open_checkpoint
 from tests.training.distributed.processes import run_on_processes
 from tests.training.distributed.runs import (
+    logged,
     refusal,
     state_after_loading,
     stopped,
@@ -109,6 +110,21 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
     changes = {"resume_from_checkpoint": str(places[0]), "n_checkpoints": 0}
     run_on_processes(2, train, tmp_path / "resumed", changes)
     assert_same_files(whole / "output", tmp_path / "resumed" / "output")
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_process_0_logs_and_evaluates_the_whole_sae(
+    prefetch: bool, tmp_path: Path
+) -> None:
+    changes = {"prefetch_llm_batches": prefetch, "n_checkpoints": 0}
+    rows, none = run_on_processes(2, logged, tmp_path, changes)
+
+    assert none == []
+    losses = [row["losses/hierarchical_loss"] for row in rows if "losses" in str(row)]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
+    evaluations = [row for row in rows if "model_performance_preservation" in str(row)]
+    assert len(evaluations) == 2
 
 
 @pytest.mark.parametrize(

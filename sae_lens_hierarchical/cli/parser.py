@@ -1,0 +1,45 @@
+"""A parser whose errors are one line, with a suggestion."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from typing import NoReturn
+
+from typing_extensions import override
+
+from sae_lens_hierarchical.spelling import did_you_mean
+
+__all__ = ["Parser", "options_in", "with_suggestion"]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without the usage of many lines before each error."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        line = with_suggestion(message, options_in(self.format_help()))
+        self.exit(2, f"{self.prog}: {line}\n{self.prog} --help lists what there is\n")
+
+
+def options_in(text: str) -> set[str]:
+    """Return the long options that a help or a usage has."""
+    return set(re.findall(r"--\w[\w-]*", text))
+
+
+def with_suggestion(message: str, options: Iterable[str]) -> str:
+    """Return an error of argparse with what was probably meant.
+
+    Args:
+        message: As argparse words it.
+        options: The long options that there are.
+    """
+    if unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+        return message + did_you_mean(unknown[1], options)
+    choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+    if choice:
+        return message + did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
+    if re.search(r"invalid \w+ value: '[^']*[\[,]", message):
+        return f"{message}; several values have spaces between them, such as 1 4"
+    return message
