@@ -230,7 +230,7 @@ def test_the_bundled_preset_trains_with_no_network(
     command = ["train", "--preset", "bundled", "--training_tokens", "4096"]
     options = ["--d_sae=64", "--k=4", f"--output_path={tmp_path / 'sae'}"]
 
-    assert main([*command, *options]) == 0
+    assert main([*command, *options, "--max-norm-ratio", "1.5"]) == 0
 
     sae = SAE.load_from_disk(tmp_path / "sae")
     assert isinstance(sae, HierarchicalTopKSAE)
@@ -238,6 +238,7 @@ def test_the_bundled_preset_trains_with_no_network(
     runner_cfg = json.loads((tmp_path / "sae" / "runner_cfg.json").read_text())
     assert runner_cfg["lr_warm_up_steps"] == 1  # of eight steps
     assert runner_cfg["matmul_precision"] == "high"
+    assert runner_cfg["max_norm_ratio"] == 1.5
 
 
 def save_sae(folder: Path) -> HierarchicalTopKSAE:

@@ -10,7 +10,7 @@ from typing import Any
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
     add_output,
-    add_precision,
+    add_run_options,
     saelens_config,
 )
 from sae_lens_hierarchical.cli.results import write_and_show
@@ -46,7 +46,7 @@ def add_parser(commands: Subparsers) -> None:
         help="contexts to evaluate on (default: %(default)s)",
     )
     add_output(command, Path("comparison"))
-    add_precision(command)
+    add_run_options(command)
     command.set_defaults(run=run, print_usage=command.print_help)
 
 

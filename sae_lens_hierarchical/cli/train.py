@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import (
+    RUN_OPTIONS,
     Subparsers,
-    add_precision,
+    add_run_options,
     saelens_config,
 )
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
@@ -51,7 +52,7 @@ def add_parser(commands: Subparsers) -> None:
         help="with --resume: let the model's and the dataset's own code run, if the "
         "run's config says so",
     )
-    add_precision(command)
+    add_run_options(command)
     command.set_defaults(run=run, print_usage=command.print_help)
 
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
     if options.resume is not None:
         given = {"--training_tokens": options.training_tokens}
-        given["--matmul_precision"] = options.matmul_precision
+        given |= {f"--{name}": getattr(options, name) for name in RUN_OPTIONS}
         rest = [*(name for name, value in given.items() if value is not None), *rest]
         if rest:
             raise ValueError(f"--resume takes all options from the run, got {rest}")

@@ -59,9 +59,11 @@ class MultiSAERunnerConfig(MultiSAETrainingRunnerConfig):
 
     Args:
         matmul_precision: As in ``LanguageModelSAERunnerConfig``.
+        max_norm_ratio: Likewise; a token that is left out at one hook is at all.
     """
 
     matmul_precision: MatmulPrecision = SAELENS_PRECISION
+    max_norm_ratio: float | None = None
 
 
 def multi_sae_config(
@@ -139,7 +141,7 @@ class MultiSAERunner(MultiSAETrainingRunner):
         with reject_empty_dataset(override_dataset, cfg.dataset_path):
             super().__init__(cfg, override_dataset, override_model, override_saes)
         self.activations_store = ResumableActivationsStore.convert(
-            self.activations_store
+            self.activations_store, getattr(cfg, "max_norm_ratio", None)
         )
 
     @override
@@ -172,16 +174,22 @@ class MultiSAERunner(MultiSAETrainingRunner):
         trainer.__class__ = ResumableMultiSAETrainer
         resumable = cast("ResumableMultiSAETrainer", trainer)
         resumable.prepare(self._checkpoint)
+        store = cast("ResumableActivationsStore", self.activations_store)
+        max_norms = store.max_norms()
+        for name, sae in self.saes.items():
+            hook_name = self.cfg.hook_names_per_sae[name]
+            sae.cfg.metadata.max_norm = max_norms.get(hook_name)
         self.cfg.prefetch_llm_batches = self._prefetch
         with ExitStack() as stack:
             if self._prefetch:
-                store = cast("ResumableActivationsStore", self.activations_store)
                 ahead = TrackedPrefetch(store, int(self._prefetch))
                 stack.callback(ahead.close)
                 trainer.data_provider = ahead
                 self._pause_prefetching = ahead.paused
             stack.enter_context(stopping_on_signals(resumable))
-            return trainer.fit()
+            saes = trainer.fit()
+        store.report_outliers()
+        return saes
 
     @override
     def _save_runner_checkpoint_files(self, checkpoint_path: Path | None) -> None:

@@ -112,7 +112,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
                 self.model, cfg, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in
             )
         self.activations_store = ResumableActivationsStore.convert(
-            self.activations_store
+            self.activations_store, getattr(cfg, "max_norm_ratio", None)
         )
 
     @classmethod
@@ -219,9 +219,12 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             self.sae.load_weights_from_checkpoint(folder)
             self.activations_store.load_from_checkpoint(folder)
         trainer.prepare(self._checkpoint)
+        store = cast("ResumableActivationsStore", self.activations_store)
+        self.sae.cfg.metadata.max_norm = store.max_norms().get(self.cfg.hook_name)
         self._compile_sae_if_needed()
         with self._prefetching(trainer), stopping_on_signals(trainer):
             sae = trainer.fit()
+        store.report_outliers()
         trainer.check_finite()
         if self.cfg.output_path is not None:
             self.save_final_sae(sae, self.cfg.output_path, trainer.log_feature_sparsity)
