@@ -127,6 +127,7 @@ def test_sweep_measures_any_saes(
         "--contexts=0": "contexts must be from 1",
         "--ce-contexts=-1": "ce_contexts must be at least 0",
         "--batch-size=0": "batch_size must be from 1",
+        "--max-norm-ratio=1": "max_norm_ratio must be a finite number above 1",
     }.items():
         assert main(["sweep", *folders, *options, bad]) == 2
         assert message in capsys.readouterr().err

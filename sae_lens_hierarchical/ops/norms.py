@@ -14,10 +14,9 @@ _FEW = 0.01
 
 def check_max_norm_ratio(ratio: object) -> float:
     """Return ``ratio`` as a float; a ValueError unless it is finite and above 1."""
-    number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-    if not number or not 1 < ratio < math.inf:
-        raise ValueError(f"max_norm_ratio must be a finite number above 1, got {ratio}")
-    return float(ratio)
+    if isinstance(ratio, int | float) and 1 < ratio < math.inf:  # True is 1
+        return float(ratio)
+    raise ValueError(f"max_norm_ratio must be a finite number above 1, got {ratio!r}")
 
 
 def norms(activations: Tensor) -> Tensor:

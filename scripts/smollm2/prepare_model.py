@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -31,7 +32,7 @@ def download(folder: Path) -> Path:
 def convert(gguf: Path, output: Path) -> None:
     """Write the model and its tokenizer, in float32, as transformers saves them."""
     source, file = str(gguf.parent), gguf.name
-    dequantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
+    dequantized: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
     config = dequantized.config
     # transformers refuses to save what it takes for a quantized model.
     if hasattr(config, "quantization_config"):

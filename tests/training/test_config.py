@@ -59,9 +59,7 @@ def test_any_registered_architecture_can_be_named(make_config: MakeConfig) -> No
 
 
 def test_round_trip_through_json(make_config: MakeConfig) -> None:
-    cfg = make_config(
-        budgets=[1, 8], budget_weights=[1.0, 2.0], max_norm_ratio=3.5
-    )
+    cfg = make_config(budgets=[1, 8], budget_weights=[1.0, 2.0], max_norm_ratio=3.5)
 
     restored = LanguageModelSAERunnerConfig.from_dict(
         json.loads(json.dumps(cfg.to_dict()))
