@@ -31,8 +31,9 @@ def massive(model: HookedSAETransformer, text: Dataset) -> HookedSAETransformer:
 
 
 def rare_token(model: HookedSAETransformer, text: Dataset) -> int:
-    tokens = model.to_tokens(str(text["text"][0]), prepend_bos=False)
-    values, counts = tokens.unique(return_counts=True)
+    of_all = [model.to_tokens(str(t), prepend_bos=False)[0] for t in text["text"]]
+    first = torch.cat(of_all)[: MEDIAN_TOKENS // 2]
+    values, counts = first.unique(return_counts=True)
     return int(values[counts == 2][0])
 
 
