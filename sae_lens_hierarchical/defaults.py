@@ -17,6 +17,7 @@ __all__ = [
     "EXPORTED_ARCHITECTURE",
     "JUDGED_LATENTS",
     "MATMUL_PRECISION",
+    "MEDIAN_TOKENS",
     "METHOD",
     "QUICKSTART_OUTPUT",
     "SAEBENCH_CONTEXTS",
@@ -37,6 +38,7 @@ CE_CONTEXTS = 64
 COMPARISON_CONTEXTS = 1024
 SAEBENCH_CONTEXTS = 32_000
 JUDGED_LATENTS = 1_000
+MEDIAN_TOKENS = 2**14  # the first ones, whose median norm max_norm_ratio is of
 STORE_BATCH_SIZE = 16  # contexts in one forward pass of the language model
 EXPORTED_ARCHITECTURE: Final = "topk"
 QUICKSTART_OUTPUT = Path("quickstart_output")

@@ -52,6 +52,7 @@ def terminal_table(table: MetricsTable, ks: Collection[int]) -> Table:
         "EV: explained variance. FVU: 1 - EV. CE recovered: of the loss "
         "that zeros in place of the activations cost. dead: features never active, on "
         f"{tokens} tokens."
+        f"{_left_out(table)}"
     )
     shown = Table(*columns, caption=caption)
     for column in shown.columns[1:]:
@@ -65,3 +66,8 @@ def terminal_table(table: MetricsTable, ks: Collection[int]) -> Table:
         ends_k = following is not None and following[1] != k
         shown.add_row(*row, style=style, end_section=ends_k)
     return shown
+
+
+def _left_out(table: MetricsTable) -> str:
+    most = max(row.outlier_tokens or 0 for row in table.rows)
+    return f" {most:,} more were left out for their norms." if most else ""

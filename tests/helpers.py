@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -127,3 +128,10 @@ def make_trainer(sae: TrainingSAE[Any], **options: Any) -> SAETrainer[Any, Any]:
     }
     cfg = SAETrainerConfig(**{**defaults, **options})
     return SAETrainer(cfg=cfg, sae=sae, data_provider=iter(()))
+
+
+def make_massive(model: HookedSAETransformer, token: int) -> HookedSAETransformer:
+    """Return a copy of a model in which one token has activations of enormous norm."""
+    massive = deepcopy(model)
+    massive.W_E.data[token] *= 1e4
+    return massive

@@ -142,6 +142,7 @@ def test_sweep_measures_any_saes(
         "--contexts=0": "contexts must be from 1",
         "--ce-contexts=-1": "ce_contexts must be at least 0",
         "--batch-size=0": "batch_size must be from 1",
+        "--max-norm-ratio=1": "max_norm_ratio must be a finite number above 1",
     }.items():
         assert main(["sweep", *folders, *options, bad]) == 2
         assert message in capsys.readouterr().err
@@ -293,7 +294,7 @@ def test_the_bundled_preset_trains_with_no_network(
     command = ["train", "--preset", "bundled", "--training_tokens", "4096"]
     options = ["--d_sae=64", "--k=4", f"--output_path={tmp_path / 'sae'}"]
 
-    assert main([*command, *options]) == 0
+    assert main([*command, *options, "--max-norm-ratio", "1.5"]) == 0
 
     sae = SAE.load_from_disk(tmp_path / "sae")
     assert isinstance(sae, HierarchicalTopKSAE)
@@ -301,6 +302,7 @@ def test_the_bundled_preset_trains_with_no_network(
     runner_cfg = json.loads((tmp_path / "sae" / "runner_cfg.json").read_text())
     assert runner_cfg["lr_warm_up_steps"] == 1  # of eight steps
     assert runner_cfg["matmul_precision"] == "high"
+    assert runner_cfg["max_norm_ratio"] == 1.5
 
 
 def save_sae(folder: Path) -> HierarchicalTopKSAE:

@@ -12,6 +12,7 @@ from sae_lens_hierarchical.cli.parser import options_in, with_suggestion
 from sae_lens_hierarchical.defaults import DEVICE, MATMUL_PRECISION
 
 __all__ = [
+    "RUN_OPTIONS",
     "Subparsers",
     "add_dataset",
     "add_device",
@@ -19,13 +20,14 @@ __all__ = [
     "add_ks",
     "add_model",
     "add_output",
-    "add_precision",
+    "add_run_options",
     "names",
     "prices",
     "saelens_config",
 ]
 
 Subparsers = Any  # argparse's has no public name
+RUN_OPTIONS = ("matmul_precision", "max_norm_ratio")
 
 
 def add_ks(command: argparse.ArgumentParser) -> None:
@@ -94,13 +96,20 @@ def add_force(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_precision(command: argparse.ArgumentParser) -> None:
-    """Add ``--matmul_precision``, which SAELens's parser does not know."""
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of a run that SAELens's parser does not know."""
     command.add_argument(
         "--matmul_precision",
         metavar="NAME",
         help="of float32 matrix products: highest, high or medium (default: "
         f"{MATMUL_PRECISION})",
+    )
+    command.add_argument(
+        "--max-norm-ratio",
+        "--max_norm_ratio",
+        type=float,
+        metavar="X",
+        help="leave out tokens whose norm is above X times the median (default: none)",
     )
 
 
@@ -120,8 +129,8 @@ def saelens_config(
     cfg = _parse([*defaults, *rest], ours)
     for name in unset:  # for which its parser has no word
         setattr(cfg, name, None)
-    precision = options.matmul_precision
-    added = {} if precision is None else {"matmul_precision": precision}
+    given_ours = {n: getattr(options, n) for n in RUN_OPTIONS}
+    added = {name: value for name, value in given_ours.items() if value is not None}
     return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | added)
 
 

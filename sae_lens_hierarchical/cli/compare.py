@@ -12,7 +12,7 @@ from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
     add_force,
     add_output,
-    add_precision,
+    add_run_options,
     saelens_config,
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
@@ -51,7 +51,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     add_output(command, Path("comparison"))
     add_force(command)
-    add_precision(command)
+    add_run_options(command)
     command.set_defaults(run=run, help=command.format_help)
 
 

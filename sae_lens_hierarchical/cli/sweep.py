@@ -45,6 +45,13 @@ def add_parser(commands: Subparsers) -> None:
         help="evaluate SAEs by a threshold as well",
     )
     command.add_argument(
+        "--max-norm-ratio",
+        type=float,
+        metavar="X",
+        help="leave out tokens whose norm is above X times the median; inf leaves none "
+        "out (default: as each SAE was trained)",
+    )
+    command.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
@@ -71,6 +78,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         ce_contexts=options.ce_contexts,
         batch_size=options.batch_size,
         jumprelu=options.jumprelu,
+        max_norm_ratio=options.max_norm_ratio,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lens_hierarchical.cli.arguments import (
+    RUN_OPTIONS,
     Subparsers,
     add_force,
-    add_precision,
+    add_run_options,
     saelens_config,
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
@@ -66,7 +67,7 @@ def add_parser(commands: Subparsers) -> None:
         "run's config says so",
     )
     add_force(command)
-    add_precision(command)
+    add_run_options(command)
     command.set_defaults(run=run, help=command.format_help)
 
 
@@ -115,7 +116,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         runner = runner_class(cfg)
     else:
         given = {"--training_tokens": options.training_tokens}
-        given["--matmul_precision"] = options.matmul_precision
+        given |= {f"--{name}": getattr(options, name) for name in RUN_OPTIONS}
         rest = [*(name for name, value in given.items() if value is not None), *rest]
         if rest:
             raise ValueError(f"--resume takes all options from the run, got {rest}")

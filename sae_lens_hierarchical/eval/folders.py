@@ -37,7 +37,7 @@ from sae_lens_hierarchical.saes.checks import check_size
 
 __all__ = ["default_batch_size", "sweep_checkpoints", "sweep_store"]
 
-_COUNTS = ("tokens", "ce_tokens", "excluded_tokens")
+_COUNTS = ("tokens", "ce_tokens", "excluded_tokens", "outlier_tokens", "max_norm")
 _PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
 
 
@@ -51,6 +51,7 @@ def sweep_checkpoints(
     ce_contexts: int = CE_CONTEXTS,
     batch_size: int | None = None,
     jumprelu: bool = False,
+    max_norm_ratio: float | None = None,
     device: str = DEVICE,
     trust_remote_code: bool = False,
 ) -> MetricsTable:
@@ -66,6 +67,7 @@ def sweep_checkpoints(
         ce_contexts: Likewise.
         batch_size: Likewise.
         jumprelu: Likewise.
+        max_norm_ratio: Likewise.
         device: Where to put the model and the SAEs.
         trust_remote_code: Whether Python that lies with the model may run.
 
@@ -92,6 +94,7 @@ def sweep_checkpoints(
         ce_contexts=ce_contexts,
         batch_size=batch_size,
         jumprelu=jumprelu,
+        max_norm_ratio=max_norm_ratio,
     )
     table.provenance["dataset"] = dataset_name
     table.provenance["checkpoints"] = {
@@ -110,6 +113,7 @@ def sweep_store(
     ce_contexts: int = CE_CONTEXTS,
     batch_size: int | None = None,
     jumprelu: bool = False,
+    max_norm_ratio: float | None = None,
 ) -> MetricsTable:
     """Evaluate loaded SAEs at each k on a store's dataset; see ``sweep``.
 
@@ -125,6 +129,7 @@ def sweep_store(
         batch_size: Contexts in one forward pass of the model; default
             ``default_batch_size``.
         jumprelu: Whether to evaluate SAEs with one threshold as well.
+        max_norm_ratio: As in ``sweep``.
 
     Returns:
         The table, whose provenance has versions, model and numbers of tokens.
@@ -147,6 +152,7 @@ def sweep_store(
             ks,
             ce_batches=math.ceil(ce_contexts / batch_size),
             jumprelu=jumprelu,
+            max_norm_ratio=max_norm_ratio,
             progress=bar.update,
         )
     first = next(iter(saes.values()))

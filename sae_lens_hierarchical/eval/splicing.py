@@ -18,6 +18,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookPoint
 
 from sae_lens_hierarchical.eval.statistics import as_double
+from sae_lens_hierarchical.ops.norms import norms
 
 __all__ = ["HookLocation", "SplicedModel"]
 
@@ -30,12 +31,14 @@ class HookLocation(NamedTuple):
         head: The attention head, where it was trained on one alone.
         positions: Which positions of a context, as SAELens's ``seqpos_slice``.
         excluded: Token ids that it was not trained on, besides the special ones.
+        max_norm: The largest norm of a token that it was trained on; None for any.
     """
 
     hook_name: str
     head: int | None
     positions: tuple[int | None, ...]
     excluded: tuple[int, ...]
+    max_norm: float | None
 
     @classmethod
     def of(cls, sae: SAE[Any]) -> HookLocation:
@@ -47,6 +50,7 @@ class HookLocation(NamedTuple):
             metadata.hook_head_index,
             tuple(metadata.seqpos_slice or (None,)),
             tuple(excluded) if isinstance(excluded, list | tuple) else (),
+            metadata.max_norm,
         )
 
 
@@ -58,6 +62,7 @@ class SplicedModel:
 
     Attributes:
         keep: Which tokens are evaluated, by location, [n, context], bool.
+        outliers: How many more would be, but for their norms, by location.
         x: The model's own activations of these tokens, by location, [tokens, d_in].
         clean_logits: Its own logits, [n, context, d_vocab]; None where it stopped at
             the last location.
@@ -83,12 +88,19 @@ class SplicedModel:
             batch, names_filter=hook_names, stop_at_layer=stop
         )
         self.clean_logits: Any = logits if to_logits else None
+        self.outliers: dict[HookLocation, int] = {}
         self.x = {at: self._select(cache[at.hook_name], at) for at in locations}
 
     def _select(self, activations: Tensor, location: HookLocation) -> Tensor:
         if location.head is not None:
             activations = activations[:, :, location.head]
-        return activations[self.keep[location].to(activations.device)].flatten(1)
+        keep = self.keep[location]
+        if location.max_norm is not None:
+            large = norms(activations.flatten(2)) > location.max_norm
+            self.keep[location] = keep & ~large.to(keep.device)
+        kept = self.keep[location]
+        self.outliers[location] = int(keep.sum()) - int(kept.sum())
+        return activations[kept.to(activations.device)].flatten(1)
 
     def logits(self, location: HookLocation, replacement: Tensor) -> Any:
         """Run the model with other activations spliced in at a location.

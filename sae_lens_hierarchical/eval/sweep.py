@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, logger
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from sae_lens_hierarchical.defaults import MEDIAN_TOKENS
+from sae_lens_hierarchical.eval.falling import ErrorGrowth
 from sae_lens_hierarchical.eval.inference_modes import InferenceModes
 from sae_lens_hierarchical.eval.splicing import HookLocation, SplicedModel
 from sae_lens_hierarchical.eval.statistics import ModeStatistics, RunningMoments
 from sae_lens_hierarchical.eval.table import BudgetMetrics
+from sae_lens_hierarchical.ops.norms import (
+    check_max_norm_ratio,
+    describe_concentration,
+    median,
+    norms,
+)
 
 __all__ = ["ALMOST_DEAD_FREQUENCY", "sweep"]
 
@@ -34,15 +42,16 @@ def sweep(
     *,
     ce_batches: int | None = None,
     jumprelu: bool = False,
+    max_norm_ratio: float | None = None,
     progress: Callable[[], object] | None = None,
 ) -> list[BudgetMetrics]:
     """Evaluate SAEs at each k on the same tokens.
 
     The model runs once a batch, each SAE encodes it once for all k, and the memory that
     statistics take does not grow with the tokens. Special tokens (BOS and the like),
-    and positions and tokens that an SAE was not trained on (``seqpos_slice`` and a list
-    of ``exclude_special_tokens`` in its metadata), keep their own activations and are
-    not evaluated.
+    and positions and tokens that an SAE was not trained on (``seqpos_slice``, a list of
+    ``exclude_special_tokens`` and ``max_norm`` in its metadata), keep their own
+    activations and are not evaluated.
 
     Every SAE is evaluated with the k largest features of each token. Those of a
     JumpReLU, gated or standard SAE are the largest of its active features; the one
@@ -62,6 +71,9 @@ def sweep(
             threshold for all features as well (B.5), at every k up to the one they were
             trained at. HierarchicalTopK SAEs were trained with thresholds; those of the
             others are calibrated on the first 65,536 tokens.
+        max_norm_ratio: Evaluate on no token whose norm is above this many times the
+            median norm of the first 16,384 tokens; ``inf`` for all tokens, and None for
+            each SAE's own ``max_norm``.
         progress: Called after each batch of each SAE.
 
     Returns:
@@ -77,6 +89,13 @@ def sweep(
             raise ValueError(
                 f"{one.name}'s hook_name {hook_name!r} is no hook of the model"
             )
+    if max_norm_ratio is not None:
+        first, batches = _split(batches, MEDIAN_TOKENS)
+        limits = _limits(model, first, evaluations, max_norm_ratio)
+        for one in evaluations:
+            limit = limits[one.location]
+            one.location = one.location._replace(max_norm=limit)
+        batches = itertools.chain(first, batches)
     inputs = {one.location: _Inputs(one.sae.cfg.d_in) for one in evaluations}
     if jumprelu:
         first, batches = _split(batches, THRESHOLD_TOKENS)
@@ -100,10 +119,42 @@ def sweep(
         if not inputs[one.location].x.count:
             raise ValueError(
                 "batches must hold tokens that are not special and that "
-                f"{one.name} was trained on (seqpos_slice, exclude_special_tokens)"
-                ", and have none"
+                f"{one.name} was trained on (seqpos_slice, exclude_special_tokens, "
+                "max_norm), and have none"
             )
-    return [row for one in evaluations for row in one.rows(inputs[one.location])]
+    for location, at in inputs.items():
+        sentence = describe_concentration(torch.cat(at.norms), location.hook_name)
+        if sentence is not None:
+            logger.warning(sentence)
+    rows: list[BudgetMetrics] = []
+    for one in evaluations:
+        of_it = list(one.rows(inputs[one.location]))
+        one.warn_if_falling(of_it)
+        rows += of_it
+    return rows
+
+
+def _limits(
+    model: HookedTransformer,
+    batches: Sequence[Tensor],
+    evaluations: Sequence[_Evaluation],
+    ratio: float,
+) -> dict[HookLocation, float | None]:
+    """Return the largest norm to evaluate on at each location."""
+    if ratio == math.inf:
+        return dict.fromkeys(one.location for one in evaluations)
+    ratio = check_max_norm_ratio(ratio)
+    found: dict[HookLocation, list[Tensor]] = {}
+    unlimited = {
+        one.location: one.location._replace(max_norm=None) for one in evaluations
+    }
+    for batch in batches:
+        x = SplicedModel(model, batch, {*unlimited.values()}, to_logits=False).x
+        for location, all_tokens in unlimited.items():
+            found.setdefault(location, []).append(norms(x[all_tokens]).cpu())
+    return {
+        location: ratio * median(torch.cat(parts)) for location, parts in found.items()
+    }
 
 
 def _split(
@@ -122,7 +173,9 @@ class _Inputs:
 
     Attributes:
         x: The moments of the activations.
+        norms: The norms of the first tokens, for the warning about a few of them.
         excluded_tokens: How many tokens were not evaluated.
+        outlier_tokens: How many of these for their norms alone.
         ce_tokens: On how many the model was run to its logits.
         loss_clean: Their summed next-token loss, nats.
         loss_zeroed: The same with zeros in place of the activations.
@@ -130,12 +183,16 @@ class _Inputs:
 
     def __init__(self, d_in: int) -> None:
         self.x = RunningMoments(d_in)
-        self.excluded_tokens = self.ce_tokens = 0
+        self.norms: list[Tensor] = []
+        self.excluded_tokens = self.outlier_tokens = self.ce_tokens = 0
         self.loss_clean = self.loss_zeroed = 0.0
 
     def add(self, spliced: SplicedModel, location: HookLocation) -> None:
         x = spliced.x[location]
+        if self.x.count < THRESHOLD_TOKENS:
+            self.norms.append(norms(x).cpu())
         self.x.add(x)
+        self.outlier_tokens += spliced.outliers[location]
         self.excluded_tokens += spliced.batch.numel() - len(x)
         if spliced.clean_logits is not None:
             zeroed = spliced.logits(location, torch.zeros_like(x))
@@ -153,6 +210,7 @@ class _Evaluation:
         self.location = HookLocation.of(sae)
         self.modes = InferenceModes(sae, ks)
         self.statistics: dict[tuple[str, int | None], ModeStatistics] = {}
+        self._growth = ErrorGrowth()
 
     def check_d_in(self, spliced: SplicedModel) -> None:
         width, d_in = spliced.x[self.location].shape[1], self.sae.cfg.d_in
@@ -168,12 +226,29 @@ class _Evaluation:
         for activation, k, x_hat, *sums in self.modes.run(x, jumprelu=jumprelu):
             empty = ModeStatistics(self.sae.cfg.d_in, self.sae.cfg.d_sae)
             statistics = self.statistics.setdefault((activation, k), empty)
-            statistics.add(activations.to(x_hat.device).float(), x_hat.float(), *sums)
+            own = activations.to(x_hat.device).float()
+            statistics.add(own, x_hat.float(), *sums)
+            if activation == "topk" and k is not None:
+                self._growth.add(k, x_hat.float() - own)
             if spliced.clean_logits is not None:
                 logits = spliced.logits(self.location, x_hat)
                 loss, kl_div = spliced.loss_and_kl_div(self.location, logits)
                 statistics.loss += loss
                 statistics.kl_div += kl_div
+
+    def warn_if_falling(self, rows: Sequence[BudgetMetrics]) -> None:
+        """Warn where explained variance falls with k, up to the one trained at."""
+        found = self._growth.worst(self.modes.trained_k or 0)
+        if found is None:
+            return
+        ev = {row.k: row.explained_variance for row in rows if row.activation == "topk"}
+        before, k = found
+        logger.warning(
+            f"{self.name}: explained variance falls from {ev[before]:.3f} at k = "
+            f"{before} to {ev[k]:.3f} at k = {k}, by more than its noise, though more "
+            "features should not do worse: if a few tokens of very large norm decide "
+            "it, max_norm_ratio (--max-norm-ratio 3.5, say) leaves them out"
+        )
 
     def rows(self, inputs: _Inputs) -> Iterator[BudgetMetrics]:
         tokens, variance = inputs.x.count, inputs.x.variance()
@@ -197,6 +272,8 @@ class _Evaluation:
                 tokens=tokens,
                 ce_tokens=ce_tokens,
                 excluded_tokens=inputs.excluded_tokens,
+                outlier_tokens=inputs.outlier_tokens,
+                max_norm=self.location.max_norm,
                 l0=int(firings.sum()) / tokens,
                 explained_variance=1 - mse / variance,
                 fvu_centered=statistics.error.variance() / variance,

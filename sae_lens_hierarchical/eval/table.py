@@ -57,6 +57,8 @@ class BudgetMetrics:
             where it was on none, and those are NaN.
         excluded_tokens: How many more were in the same contexts and left out; None
             in tables of a version that did not count them.
+        outlier_tokens: How many of those were left out for their norms alone; likewise.
+        max_norm: The norm above which they were; None where there was no limit.
         ce_loss_score: The fraction of the cross-entropy loss that x̂ recovers of what
             zeros in place of the activations cost: 1 is all of it.
         kl_div: KL of the model's next-token distribution with x̂ from that with x, nats.
@@ -99,6 +101,8 @@ class BudgetMetrics:
     mean_squared_activation: np.ndarray = field(compare=False, repr=False)
     cosine_to_next: np.ndarray = field(compare=False, repr=False)
     excluded_tokens: int | None = None
+    outlier_tokens: int | None = None
+    max_norm: float | None = None
 
     @property
     def fvu(self) -> float:

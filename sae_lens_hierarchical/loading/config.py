@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_type_hints
 
 from sae_lens.constants import DTYPE_MAP, SAE_CFG_FILENAME
@@ -23,6 +24,7 @@ _METADATA_TYPES: dict[str, type] = {
     "context_size": int,
     "prepend_bos": bool,
     "trained_k": int,
+    "max_norm": float,
     "exported_from": dict,
 }
 
@@ -71,6 +73,9 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
     head = metadata.get("hook_head_index")
     if head is not None and head < 0:
         _refuse("metadata.hook_head_index", "0 or above", head)
+    max_norm = metadata.get("max_norm")
+    if max_norm is not None and not 0 < max_norm < math.inf:
+        _refuse("metadata.max_norm", "above 0 and finite", max_norm)
     positions = metadata.get("seqpos_slice")
     if positions is not None and not (
         isinstance(positions, list)

@@ -17,6 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Self, override
 
+from sae_lens_hierarchical.training.norm_limit import NormLimit, warn_of_outliers
+
 __all__ = [
     "MixingBuffer",
     "ResumableActivationsStore",
@@ -69,12 +71,13 @@ class MixingBuffer(Iterator[Tensor]):
     @override
     def __next__(self) -> Tensor:
         while self.serving is None or len(self.serving) == 0:
-            self._refill()
+            self.refill()
         batch = self.serving[: self.batch_size]
         self.serving = self.serving[self.batch_size :]
         return batch
 
-    def _refill(self) -> None:
+    def refill(self) -> None:
+        """Take activations from the source, and serve some if there are enough."""
         new = next(self.source)
         stored = new if self.stored is None else torch.cat([self.stored, new])
         if len(stored) >= self.buffer_size:
@@ -90,14 +93,16 @@ class ResumableActivationsStore(ActivationsStore):
     """An ``ActivationsStore`` whose state holds all that the next batches depend on.
 
     That is the place in the dataset (or in the cached activations), the mixing buffer,
-    batches made but not yet consumed, and torch's CPU random state. SAELens's own
-    state holds the number of documents alone. With several hooks the buffer holds
-    their activations side by side, as SAELens's does.
+    batches made but not yet consumed, the limit on norms, and torch's CPU random state.
+    SAELens's own state holds the number of documents alone. With several hooks the
+    buffer holds their activations side by side, as SAELens's does.
     """
 
     # Batches that a prefetching thread made and training has not consumed.
     prefetched: deque[Tensor]
     n_sequences: int
+    # Leaves tokens out, where the run has max_norm_ratio.
+    norm_limit: NormLimit | None
     _buffer: MixingBuffer | None
     _last_sequence: Tensor | None = None
     # Of how many processes this is the store of one, and of which.
@@ -108,19 +113,29 @@ class ResumableActivationsStore(ActivationsStore):
     _epochs_without = 0
 
     @classmethod
-    def convert(cls, store: ActivationsStore) -> Self:
+    def convert(
+        cls, store: ActivationsStore, max_norm_ratio: float | None = None
+    ) -> Self:
         """Turn a store of SAELens that has served nothing yet into a resumable one.
 
         SAELens's runners name their store's class, and leave no place to change it.
 
+        Args:
+            store: SAELens's.
+            max_norm_ratio: As in ``LanguageModelSAERunnerConfig``.
+
         Raises:
-            ValueError: If its dataset has not one full context.
+            ValueError: If its dataset has not one full context, or ``max_norm_ratio``
+                does not fit.
         """
         store.__class__ = cls
         converted = cast("Self", store)
         converted.prefetched = deque()
         converted.n_sequences = 0
         converted._buffer = None
+        converted.norm_limit = None
+        if max_norm_ratio is not None:
+            converted.norm_limit = NormLimit(max_norm_ratio, converted._widths())
         if converted.cached_activation_dataset is None:
             next(converted._iterate_tokenized_sequences())
             converted.n_sequences = converted.n_dataset_processed = 0
@@ -158,7 +173,7 @@ class ResumableActivationsStore(ActivationsStore):
             self._buffer = MixingBuffer(
                 buffer_size=self.n_batches_in_buffer * self.training_context_size,
                 batch_size=self.train_batch_size_tokens,
-                source=self._iterate_packed_activations(),
+                source=self._iterate_kept_activations(),
                 mix_fraction=self.activations_mixing_fraction,
             )
         return self._buffer
@@ -170,10 +185,38 @@ class ResumableActivationsStore(ActivationsStore):
             batch: One of ``buffer``, [n, d_in], with the hooks' activations side by
                 side.
         """
-        if self._hook_names is None or self._hook_d_ins is None:
+        if self._hook_names is None:
             return batch
-        widths = [self._hook_d_ins[name] for name in self._hook_names]
-        return dict(zip(self._hook_names, batch.split(widths, dim=1), strict=True))
+        widths = self._widths()
+        parts = batch.split([*widths.values()], dim=1)
+        return dict(zip(widths, parts, strict=True))
+
+    def max_norms(self) -> dict[str, float]:
+        """Return the largest norm of a token that is trained on, by hook's name.
+
+        It is estimated now if it is not known yet; empty without ``max_norm_ratio``.
+        """
+        if self.norm_limit is None:
+            return {}
+        if self.norm_limit.medians is None:
+            self.buffer.refill()
+        return self.norm_limit.limits()
+
+    def report_outliers(self) -> None:
+        """Log how many tokens ``max_norm_ratio`` left out, where there is one."""
+        if self.norm_limit is not None:
+            logger.warning(self.norm_limit.summary())
+
+    def _widths(self) -> dict[str, int]:
+        if self._hook_names is None or self._hook_d_ins is None:
+            return {self.hook_name: self.d_in}
+        return {name: self._hook_d_ins[name] for name in self._hook_names}
+
+    def _iterate_kept_activations(self) -> Iterator[Tensor]:
+        packed = self._iterate_packed_activations()
+        if self.norm_limit is None:
+            return warn_of_outliers(packed, self._widths())
+        return self.norm_limit.apply(packed)
 
     def _iterate_packed_activations(self) -> Iterator[Tensor]:
         names = self._hook_names
@@ -206,6 +249,8 @@ class ResumableActivationsStore(ActivationsStore):
             "rng_state": torch.get_rng_state(),
             "n_processes": torch.tensor(self.n_processes),
         }
+        if self.norm_limit is not None:
+            state |= self.norm_limit.state_dict()
         if self._last_sequence is not None:
             state["last_sequence"] = self._last_sequence.contiguous()
         if self.cached_activation_dataset is not None:
@@ -258,6 +303,8 @@ class ResumableActivationsStore(ActivationsStore):
             )
         if "current_row_idx" in state:
             self.current_row_idx = int(state["current_row_idx"])
+        if self.norm_limit is not None:
+            self.norm_limit.load_state_dict(state)
         for name in ("stored", "serving"):
             if name in state:
                 setattr(self.buffer, name, state[name].to(self.device))

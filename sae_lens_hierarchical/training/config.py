@@ -10,6 +10,7 @@ from sae_lens import TopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_hierarchical.defaults import MATMUL_PRECISION
+from sae_lens_hierarchical.ops.norms import check_max_norm_ratio
 from sae_lens_hierarchical.spelling import did_you_mean
 from sae_lens_hierarchical.training.precision import (
     MatmulPrecision,
@@ -41,6 +42,8 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
         matmul_precision: Of float32 matrix products while the run lasts, as
             ``torch.set_float32_matmul_precision`` takes it: ``"highest"``, ``"high"``
             (TF32 on GPUs that have it) or ``"medium"`` (bfloat16).
+        max_norm_ratio: Train on no token whose activations have a norm above this many
+            times the median norm of the first 16,384 tokens; None for all tokens.
         settings: Fields of SAELens's ``LanguageModelSAERunnerConfig`` and, with
             ``architecture``, of the SAE's config.
 
@@ -51,6 +54,7 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
     """
 
     matmul_precision: MatmulPrecision = MATMUL_PRECISION
+    max_norm_ratio: float | None = None
 
     def __init__(
         self,
@@ -58,16 +62,20 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
         *,
         architecture: str | None = None,
         matmul_precision: MatmulPrecision = matmul_precision,
+        max_norm_ratio: float | None = max_norm_ratio,
         **settings: Any,
     ) -> None:
         check_matmul_precision(matmul_precision)
         self.matmul_precision = matmul_precision
+        if max_norm_ratio is not None:
+            max_norm_ratio = check_max_norm_ratio(max_norm_ratio)
+        self.max_norm_ratio = max_norm_ratio
         if (sae is None) == (architecture is None):
             raise ValueError("give either architecture or sae, and not both")
         config_class = None if architecture is None else _config_class(architecture)
         runner_names = _init_names(sae_lens.LanguageModelSAERunnerConfig)
         sae_names = set() if config_class is None else _init_names(config_class)
-        known = {*runner_names, *sae_names, "matmul_precision"}
+        known = {*runner_names, *sae_names, "matmul_precision", "max_norm_ratio"}
         for name in settings:
             if name not in known:
                 raise TypeError(f"unknown field {name!r}{did_you_mean(name, known)}")

@@ -60,9 +60,11 @@ class MultiSAERunnerConfig(MultiSAETrainingRunnerConfig):
 
     Args:
         matmul_precision: As in ``LanguageModelSAERunnerConfig``.
+        max_norm_ratio: Likewise; a token that is left out at one hook is at all.
     """
 
     matmul_precision: MatmulPrecision = SAELENS_PRECISION
+    max_norm_ratio: float | None = None
 
 
 def multi_sae_config(
@@ -144,7 +146,7 @@ class MultiSAERunner(MultiSAETrainingRunner):
         ):
             super().__init__(cfg, dataset, model, override_saes)
         self.activations_store = ResumableActivationsStore.convert(
-            self.activations_store
+            self.activations_store, getattr(cfg, "max_norm_ratio", None)
         )
 
     @override
@@ -177,16 +179,22 @@ class MultiSAERunner(MultiSAETrainingRunner):
         trainer.__class__ = ResumableMultiSAETrainer
         resumable = cast("ResumableMultiSAETrainer", trainer)
         resumable.prepare(self._checkpoint)
+        store = cast("ResumableActivationsStore", self.activations_store)
+        max_norms = store.max_norms()
+        for name, sae in self.saes.items():
+            hook_name = self.cfg.hook_names_per_sae[name]
+            sae.cfg.metadata.max_norm = max_norms.get(hook_name)
         self.cfg.prefetch_llm_batches = self._prefetch
         with ExitStack() as stack:
             if self._prefetch:
-                store = cast("ResumableActivationsStore", self.activations_store)
                 ahead = TrackedPrefetch(store, int(self._prefetch))
                 stack.callback(ahead.close)
                 trainer.data_provider = ahead
                 self._pause_prefetching = ahead.paused
             stack.enter_context(stopping_on_signals(resumable))
-            return trainer.fit()
+            saes = trainer.fit()
+        store.report_outliers()
+        return saes
 
     @override
     def _save_runner_checkpoint_files(self, checkpoint_path: Path | None) -> None:

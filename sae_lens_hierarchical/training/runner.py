@@ -199,9 +199,12 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             self.sae.load_weights_from_checkpoint(folder)
             self.activations_store.load_from_checkpoint(folder)
         trainer.prepare(self._checkpoint)
+        store = cast("ResumableActivationsStore", self.activations_store)
+        self.sae.cfg.metadata.max_norm = store.max_norms().get(self.cfg.hook_name)
         self._compile_sae_if_needed()
         with self._prefetching(trainer), stopping_on_signals(trainer):
             sae = trainer.fit()
+        store.report_outliers()
         trainer.check_finite()
         if self.cfg.output_path is not None:
             self.save_final_sae(sae, self.cfg.output_path, trainer.log_feature_sparsity)
@@ -254,7 +257,9 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             )
 
     def _make_store(self) -> ResumableActivationsStore:
-        return ResumableActivationsStore.convert(self.activations_store)
+        return ResumableActivationsStore.convert(
+            self.activations_store, getattr(self.cfg, "max_norm_ratio", None)
+        )
 
     def _start_wandb(self) -> None:
         log = self.cfg.logger

@@ -212,6 +212,8 @@ def test_what_is_no_config_is_named(saved: Saved, text: str, message: str) -> No
         ({"metadata": {"hook_name": 3}}, "metadata.hook_name must be of type str"),
         ({"metadata": {"seqpos_slice": [1, 2, 0]}}, "metadata.seqpos_slice must be"),
         ({"metadata": {"exclude_special_tokens": "all"}}, "metadata.exclude_special_"),
+        ({"metadata": {"max_norm": "9"}}, "metadata.max_norm must be of type float"),
+        ({"metadata": {"max_norm": 0}}, "metadata.max_norm must be above 0 and finite"),
         ({"metadata": {"trained_k": 99}}, "metadata.trained_k must be an integer from"),
         ({"metadata": {"to_dict": 1}}, "metadata cannot have a 'to_dict'"),
     ],

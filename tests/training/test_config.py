@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_any_registered_architecture_can_be_named(make_config: MakeConfig) -> No
 
 
 def test_round_trip_through_json(make_config: MakeConfig) -> None:
-    cfg = make_config(budgets=[1, 8], budget_weights=[1.0, 2.0])
+    cfg = make_config(budgets=[1, 8], budget_weights=[1.0, 2.0], max_norm_ratio=3.5)
 
     restored = LanguageModelSAERunnerConfig.from_dict(
         json.loads(json.dumps(cfg.to_dict()))
@@ -82,6 +83,10 @@ def test_round_trip_through_json(make_config: MakeConfig) -> None:
         ({"matryoshka_widths": [1]}, TypeError, "unknown field 'matryoshka_widths'"),
         ({"k": 999}, ValueError, "k must be an integer from 1 to d_sae=64"),
         ({"architecture": None}, ValueError, "either architecture or sae"),
+        ({"max_norm_ratio": 1}, ValueError, "max_norm_ratio must be a finite number"),
+        ({"max_norm_ratio": "3"}, ValueError, "max_norm_ratio must be a finite number"),
+        ({"max_norm_ratio": math.nan}, ValueError, "above 1, got nan"),
+        ({"max_norm_ratio": math.inf}, ValueError, "above 1, got inf"),
     ],
 )
 def test_bad_fields_are_named(

@@ -328,10 +328,11 @@ def test_what_may_differ_is_said(
     "changes",
     [
         {},
+        {"max_norm_ratio": 1.1},
         # Three sequences an epoch: the run wraps around its text several times.
         {"store_batch_size_prompts": 3, "context_size": 128, "training_tokens": 1280},
     ],
-    ids=["plain", "wraps around"],
+    ids=["plain", "limited", "wraps around"],
 )
 def test_a_resumed_run_of_several_saes_equals_an_uninterrupted_one(
     prefetch: int,

@@ -173,6 +173,8 @@ RESUMABLE: list[dict[str, Any]] = [
     {"normalize_activations": "expected_average_only_in", "unit_norm_decoder": True},
     {"normalize_activations": "covariance_whitening"},
     {"prefetch_llm_batches": 2},
+    {"max_norm_ratio": 1.1, "normalize_activations": "expected_average_only_in"},
+    {"max_norm_ratio": 1.1, "prefetch_llm_batches": 2},
     # Three sequences an epoch: the run wraps around its text several times.
     {"store_batch_size_prompts": 3, "context_size": 128, "training_tokens": 1280},
 ]

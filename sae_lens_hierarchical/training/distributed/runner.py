@@ -193,6 +193,11 @@ def _check_fits(cfg: Any, mesh: Mesh) -> None:
     ):
         if getattr(cfg, field):
             raise ValueError(f"{field} must be False over several processes: {why}")
+    if getattr(cfg, "max_norm_ratio", None) is not None:
+        raise ValueError(
+            "max_norm_ratio must be None over several processes, each of which would "
+            f"take another median, got {cfg.max_norm_ratio}"
+        )
     if ":" in cfg.device:
         raise ValueError(
             "device must be cpu or cuda over several processes, each of which takes "
