@@ -42,6 +42,31 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "sae-lens-hierarchical" in capsys.readouterr().out
 
 
+def test_compare_is_for_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    assert main(["compare", "--preset", "bundled"]) == 2
+
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
+def test_training_over_processes_needs_all_that_torchrun_sets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+    assert main(["train", "--preset", "bundled"]) == 2
+
+    error = capsys.readouterr().err
+    assert "needs ['RANK', 'LOCAL_RANK', 'MASTER_PORT'] in the environment" in error
+
+
 @pytest.mark.parametrize("args", [["train"], ["train", "--help"]])
 def test_train_help_shows_our_options_and_saelens(
     args: list[str], capsys: pytest.CaptureFixture[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "add_model",
     "add_output",
     "add_run_options",
+    "is_one_of_several",
     "names",
     "prices",
     "saelens_config",
@@ -94,6 +96,11 @@ def add_force(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--force", action="store_true", help="replace outputs that are there already"
     )
+
+
+def is_one_of_several() -> bool:
+    """Tell whether torchrun started several processes, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def add_run_options(command: argparse.ArgumentParser) -> None:

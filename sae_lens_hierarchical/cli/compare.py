@@ -13,6 +13,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_force,
     add_output,
     add_run_options,
+    is_one_of_several,
     saelens_config,
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
@@ -57,6 +58,10 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
+    if is_one_of_several():
+        raise ValueError(
+            "compare trains its SAEs on one process: start it without torchrun"
+        )
     from sae_lens_hierarchical.comparison import compare
     from sae_lens_hierarchical.data import load_bundled_dataset, load_bundled_model
     from sae_lens_hierarchical.training.presets import preset_fields, small_run

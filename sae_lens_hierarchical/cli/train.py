@@ -14,6 +14,7 @@ from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
     add_force,
     add_run_options,
+    is_one_of_several,
     saelens_config,
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
@@ -73,7 +74,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
-    if not _is_one_of_several():
+    if not is_one_of_several():
         return _train(options, rest)
     if os.environ.get("RANK") != "0":  # process 0 speaks for all
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
@@ -89,11 +90,6 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
                 return 130
 
 
-def _is_one_of_several() -> bool:
-    """Tell whether torchrun started several processes, of which this is one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from sae_lens_hierarchical.training import (
         LanguageModelSAETrainingRunner,
@@ -101,7 +97,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     )
 
     runner_class, one_error = LanguageModelSAETrainingRunner, nullcontext()
-    if _is_one_of_several():
+    if is_one_of_several():
         from sae_lens_hierarchical.training.distributed import (
             DistributedSAETrainingRunner,
             Mesh,
@@ -203,7 +199,7 @@ def _show(runner: LanguageModelSAETrainingRunner, sae: TrainingSAE[Any]) -> None
     from sae_lens_hierarchical.training.last_batch import explained_variance_by_k
 
     explained = {}
-    if not _is_one_of_several():  # none of which has the whole SAE
+    if not is_one_of_several():  # none of which has the whole SAE
         buffer = runner.activations_store.get_data_loader()
         explained = explained_variance_by_k(sae, iter(buffer))
     if explained:
