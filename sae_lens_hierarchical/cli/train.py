@@ -133,8 +133,11 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         again = f"train --resume {shlex.quote(str(interrupt.checkpoint))}"
         if options.trust_remote_code:
             again += " --trust-remote-code"
+        command = "sae-lens-hierarchical"
+        if is_one_of_several():
+            command = "torchrun ... -m sae_lens_hierarchical"
         raise KeyboardInterrupt(
-            f"interrupted; to go on:\n  sae-lens-hierarchical {again}"
+            f"interrupted; to go on:\n  {command} {again}"
         ) from None
     _show(runner, sae)
     return 0
