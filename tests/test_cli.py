@@ -59,7 +59,6 @@ def test_training_over_processes_needs_all_that_torchrun_sets(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("TQDM_DISABLE", "1")
 
     assert main(["train", "--preset", "bundled"]) == 2
 

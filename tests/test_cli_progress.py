@@ -9,7 +9,7 @@ from tqdm.auto import tqdm as auto_tqdm
 from tqdm.std import tqdm
 
 from sae_lens_hierarchical.cli import progress
-from sae_lens_hierarchical.cli.progress import progress_for
+from sae_lens_hierarchical.cli.progress import progress_for, without_progress
 
 
 class Terminal(io.StringIO):
@@ -57,3 +57,15 @@ def test_a_terminal_keeps_its_bars_and_so_does_what_comes_after() -> None:
     with progress_for(io.StringIO()):
         assert tqdm.__init__ is not before
     assert tqdm.__init__ is before
+
+
+def test_without_progress_there_are_no_bars(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work()
+    assert "Working" in capsys.readouterr().err
+
+    with without_progress():
+        work()
+
+    assert capsys.readouterr().err == ""

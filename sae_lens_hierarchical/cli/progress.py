@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partialmethod
-from typing import TextIO
+from typing import Any, TextIO
 
-__all__ = ["progress_for"]
+__all__ = ["progress_for", "without_progress"]
 
 _SECONDS_BETWEEN_LINES = 30
 
@@ -39,16 +39,26 @@ def progress_for(stream: TextIO) -> Generator[None]:
     if stream.isatty():
         yield
         return
-    from tqdm.std import tqdm
-
-    bars = tqdm.__init__
-    tqdm.__init__ = partialmethod(  # pyright: ignore[reportAttributeAccessIssue]
-        bars,
+    with _every_bar(
         file=_Lines(stream),
         delay=_SECONDS_BETWEEN_LINES,
         mininterval=_SECONDS_BETWEEN_LINES,
         maxinterval=_SECONDS_BETWEEN_LINES,
-    )
+    ):
+        yield
+
+
+def without_progress() -> AbstractContextManager[None]:
+    """Show none of tqdm's bars."""
+    return _every_bar(disable=True)
+
+
+@contextmanager
+def _every_bar(**options: Any) -> Generator[None]:
+    from tqdm.std import tqdm
+
+    bars = tqdm.__init__
+    tqdm.__init__ = partialmethod(bars, **options)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

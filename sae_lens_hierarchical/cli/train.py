@@ -18,6 +18,7 @@ from sae_lens_hierarchical.cli.arguments import (
     saelens_config,
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.progress import without_progress
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
@@ -76,14 +77,17 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
     if not is_one_of_several():
         return _train(options, rest)
-    if os.environ.get("RANK") != "0":  # process 0 speaks for all
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     from sae_lens_hierarchical.training.distributed import join_processes
 
     with join_processes() as first:
         if first:
             return _train(options, rest)
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        # Process 0 speaks for all.
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            redirect_stdout(nowhere),
+            without_progress(),
+        ):
             try:
                 return _train(options, rest)
             except KeyboardInterrupt:

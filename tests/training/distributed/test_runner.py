@@ -65,7 +65,7 @@ def test_a_run_resumed_on_as_many_processes_equals_an_uninterrupted_one(
     assert sae.thresholds.isfinite().all()
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (2, 4)])
 def test_another_number_of_processes_resumes_the_same_sae(
     before: int, after: int, tmp_path: Path
 ) -> None:
