@@ -156,6 +156,13 @@ def test_one_process_says_what_does_not_fit(
     assert not (tmp_path / "output").exists()
 
 
+def children_of(process: subprocess.Popen[bytes]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return (
+        [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    )
+
+
 def test_a_killed_process_ends_the_others_and_leaves_whole_checkpoints(
     tmp_path: Path,
 ) -> None:
@@ -177,13 +184,14 @@ def test_a_killed_process_ends_the_others_and_leaves_whole_checkpoints(
             assert torchrun.poll() is None, (tmp_path / "log").read_text()[-3000:]
             assert time.monotonic() < end, (tmp_path / "log").read_text()[-3000:]
             time.sleep(0.1)
-        children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children")
-        workers = children.read_text().split()
+        workers = children_of(torchrun)
         assert len(workers) == 2
-        os.kill(int(workers[-1]), signal.SIGKILL)
+        os.kill(workers[-1], signal.SIGKILL)
         assert torchrun.wait(timeout=60) != 0
     finally:
+        for worker in children_of(torchrun):  # that a kill of torchrun leaves alone
+            os.kill(worker, signal.SIGKILL)
         torchrun.kill()
-    assert not any(Path("/proc", worker).exists() for worker in workers)
+    assert not any(Path("/proc", str(worker)).exists() for worker in workers)
     checkpoint = find_checkpoint(checkpoints)
     assert open_checkpoint(checkpoint).folder == checkpoint
