@@ -69,7 +69,7 @@ def test_metadata_cannot_trust_code_in_the_users_place(
     assert "may run Python of its own only" in capsys.readouterr().err
     assert not stranger.ran.exists()
     for model in ([], ["--model", str(stranger.model)]):
-        assert main([*command, *model, "--trust-remote-code"]) == 0
+        assert main([*command, *model, "--trust-remote-code", "--force"]) == 0
         assert stranger.ran.exists()
     assert read_table(output / "metrics.parquet").rows[0].tokens > 50
 
