@@ -118,9 +118,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         given = {"--training_tokens": options.training_tokens}
         given |= {f"--{name}": getattr(options, name) for name in RUN_OPTIONS}
         rest = [*(name for name, value in given.items() if value is not None), *rest]
-        if rest:
-            raise ValueError(f"--resume takes all options from the run, got {rest}")
         with one_error:
+            if rest:
+                raise ValueError(f"--resume takes all options from the run, got {rest}")
             finished = _is_finished(options)
         if finished:
             return 0

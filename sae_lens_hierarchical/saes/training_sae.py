@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
@@ -332,6 +334,12 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         """Return the output with what hooks make of the reconstruction (as decode)."""
         (output,) = decode_prefixes(self, ranked, [self.cfg.k], output_map)
         return output
+
+    @override
+    @torch.no_grad()
+    def log_histograms(self) -> dict[str, NDArray[np.generic]]:
+        # In float32 norms that are nearly 1 leave numpy no room for bins.
+        return {"weights/W_dec_norms": self._row_norms().double().cpu().numpy()}
 
     @override
     def initialize_weights(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from sae_lens import ActivationsStore, logger
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.training.prefetch import PrefetchingIterator
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -267,14 +268,23 @@ class ResumableActivationsStore(ActivationsStore):
 
     @override
     def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
-        own = Path(checkpoint_path, store_state_file(self.rank))
-        first = own.with_name(store_state_file(0))  # of another number of processes
-        self.load(str(own if own.exists() else first))
+        first = Path(checkpoint_path, store_state_file(0))
+        with safe_open(first, framework="pt") as state:
+            known = "n_processes" in state.keys()  # noqa: SIM118 - it is no dict
+            processes = int(state.get_tensor("n_processes")) if known else 1
+        # Of another number of processes each takes what process 0 had.
+        rank = self.rank if processes == self.n_processes else 0
+        self.load(str(first.with_name(store_state_file(rank))))
 
     @override
     def load(self, file_path: str) -> None:
         state = load_file(file_path)
         if "n_sequences" not in state:
+            if self.n_processes > 1:
+                raise ValueError(
+                    f"{file_path} was written by SAELens's own runner, whose place in "
+                    "the dataset several processes cannot find: go on with one process"
+                )
             logger.warning(
                 "This checkpoint was written by SAELens's own runner: training goes on "
                 "near the place it had reached in the text, not exactly there."
@@ -328,9 +338,13 @@ class TrackedPrefetch(PrefetchingIterator[Any]):
 
     def __init__(self, store: ResumableActivationsStore, prefetch: int) -> None:
         self._store = store
+        # Threads begin with the first GPU, which may be another process's.
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         super().__init__(self._produce(), prefetch)
 
     def _produce(self) -> Iterator[Tensor]:
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)
         for batch in self._store.buffer:
             self._store.prefetched.append(batch)
             yield batch

@@ -195,9 +195,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if self._checkpoint is not None:
             folder = self._checkpoint.folder
             logger.info(f"Resuming from {folder}")
-            trainer.load_trainer_state(folder)
-            self.sae.load_weights_from_checkpoint(folder)
-            self.activations_store.load_from_checkpoint(folder)
+            self._restore(trainer, folder)
         trainer.prepare(self._checkpoint)
         store = cast("ResumableActivationsStore", self.activations_store)
         self.sae.cfg.metadata.max_norm = store.max_norms().get(self.cfg.hook_name)
@@ -260,6 +258,11 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         return ResumableActivationsStore.convert(
             self.activations_store, getattr(self.cfg, "max_norm_ratio", None)
         )
+
+    def _restore(self, trainer: ResumableSAETrainer, checkpoint: Path) -> None:
+        trainer.load_trainer_state(checkpoint)
+        self.sae.load_weights_from_checkpoint(checkpoint)
+        self.activations_store.load_from_checkpoint(checkpoint)
 
     def _start_wandb(self) -> None:
         log = self.cfg.logger

@@ -7,6 +7,7 @@ whole optimizer's state. All processes must see the same folders.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,6 +148,8 @@ def _cat(tensors: list[Tensor], dimension: int, path: Path) -> Tensor:
     shape = [*tensors[0].shape]
     shape[dimension] = sum(tensor.shape[dimension] for tensor in tensors)
     size, dtype = torch.Size(shape).numel(), tensors[0].dtype
+    with path.open("wb") as file:  # a full disk is an error here, and a crash later
+        os.posix_fallocate(file.fileno(), 0, max(1, size * dtype.itemsize))
     whole = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
     return torch.cat(tensors, dimension, out=whole)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import (
     AbstractContextManager,
@@ -9,10 +10,13 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import sae_lens
+import torch
 import wandb
 from sae_lens import TrainingSAE
 from sae_lens.config import HfDataset
@@ -93,7 +97,7 @@ class DistributedSAETrainingRunner(LanguageModelSAETrainingRunner):
         with all_or_none(self.mesh):
             whole = super()._make_sae(override_sae)
         if whole is None:
-            return ShardedTrainingSAE(self.cfg.sae, self.mesh)
+            return ShardedTrainingSAE(deepcopy(self.cfg.sae), self.mesh)
         return ShardedTrainingSAE.from_whole(whole, self.mesh)
 
     @override
@@ -113,10 +117,16 @@ class DistributedSAETrainingRunner(LanguageModelSAETrainingRunner):
 
     @override
     def _start_wandb(self) -> None:
-        if self.mesh.rank == 0:
-            super()._start_wandb()
-        elif self.cfg.logger.log_to_wandb:
-            wandb.init(mode="disabled")
+        with all_or_none(self.mesh):
+            if self.mesh.rank == 0:
+                super()._start_wandb()
+            elif self.cfg.logger.log_to_wandb:
+                wandb.init(mode="disabled")
+
+    @override
+    def _restore(self, trainer: ResumableSAETrainer, checkpoint: Path) -> None:
+        with all_or_none(self.mesh):
+            super()._restore(trainer, checkpoint)
 
     @override
     @contextmanager
@@ -151,16 +161,17 @@ class _WholeEvaluator:
         data_provider: GatheredBatches,
         activation_scaler: ActivationScaler,
     ) -> dict[str, Any]:
-        whole = sae.whole_on_first()
-        metrics: dict[str, Any] = {}
-        with all_or_none(self.mesh):
-            if whole is not None:
-                source = data_provider.source
-                pause = nullcontext()
-                if isinstance(source, PrefetchingIterator):
-                    pause = source.paused()
-                with pause:
-                    metrics = self.evaluator(whole, source, activation_scaler)
+        source, metrics = data_provider.source, {}
+        # A thread that reads the store draws random numbers, too.
+        pause = nullcontext()
+        if isinstance(source, PrefetchingIterator):
+            pause = source.paused()
+        with pause:
+            whole = sae.whole_on_first()
+            with all_or_none(self.mesh):
+                if whole is not None:
+                    store = self.evaluator.activations_store
+                    metrics = self.evaluator(whole, store, activation_scaler)
         return metrics
 
 
@@ -198,8 +209,15 @@ def _check_fits(cfg: Any, mesh: Mesh) -> None:
             "max_norm_ratio must be None over several processes, each of which would "
             f"take another median, got {cfg.max_norm_ratio}"
         )
-    if ":" in cfg.device:
+    for field in ("device", "llm_device", "act_store_device"):
+        if (device := str(getattr(cfg, field))) not in ("cpu", "cuda"):
+            raise ValueError(
+                f"{field} must be cpu or cuda over several processes, each of which "
+                f"takes its own GPU, got {device}"
+            )
+    here = int(os.environ.get("LOCAL_RANK", "0"))
+    if cfg.device == "cuda" and here >= torch.cuda.device_count():
         raise ValueError(
-            "device must be cpu or cuda over several processes, each of which takes "
-            f"its own GPU, got {cfg.device}"
+            "there must be a GPU for each process of a machine, but process "
+            f"{here} of this one finds {torch.cuda.device_count()}"
         )

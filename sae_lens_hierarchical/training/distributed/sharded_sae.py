@@ -12,9 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import Self, override
@@ -257,12 +255,6 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
     def get_W_dec_norm(self) -> Tensor:
         """Return the whole decoder's row norms, [d_sae], as SAELens has them."""
         return self._row_norms().clamp(min=1e-8)
-
-    @override
-    @torch.no_grad()
-    def log_histograms(self) -> dict[str, NDArray[np.generic]]:
-        norms = self._row_norms().float().cpu().numpy()
-        return {"weights/W_dec_norms": norms}
 
     @override
     @torch.no_grad()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import torch
 from sae_lens.constants import (
@@ -17,20 +19,30 @@ from sae_lens.constants import (
     SPARSITY_FILENAME,
     TRAINER_STATE_FILENAME,
 )
+from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_hierarchical.training.distributed.collectives import all_reduce
+from sae_lens_hierarchical.training.distributed.collectives import (
+    all_reduce,
+    broadcast,
+)
+from sae_lens_hierarchical.training.distributed.mesh import Mesh
 from sae_lens_hierarchical.training.distributed.parts import (
     merge_parts,
     own_trainer_state,
     part_folder,
 )
 from sae_lens_hierarchical.training.distributed.processes import (
+    PeerFailedError,
     all_or_none,
     broadcast_object,
 )
 from sae_lens_hierarchical.training.distributed.step import ShardedSAETrainer
-from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
+from sae_lens_hierarchical.training.trainer import (
+    ResumableSAETrainer,
+    TrainingDivergedError,
+)
 
 __all__ = ["DistributedSAETrainer"]
 
@@ -44,6 +56,19 @@ class DistributedSAETrainer(ShardedSAETrainer, ResumableSAETrainer):
     Its checkpoints are those of one process. What a signal asks of one process, or an
     error ends on one, all do at the same step.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation_scaler = _SharedScaler(self.sae.mesh)
+
+    @override
+    def _check_losses(self) -> None:
+        try:
+            super()._check_losses()
+        except TrainingDivergedError:  # on all at once: losses are the same bits
+            if self.sae.mesh.rank:
+                raise PeerFailedError(1) from None
+            raise
 
     @override
     def check_finite(self) -> None:
@@ -61,19 +86,20 @@ class DistributedSAETrainer(ShardedSAETrainer, ResumableSAETrainer):
         self.check_finite()
         if base is None:
             return
-        mesh, log = self.sae.mesh, self.cfg.logger
+        mesh, cfg, log = self.sae.mesh, self.cfg, self.cfg.logger
         with self._writing(Path(base) / checkpoint_name) as staging:
-            logs, log.log_to_wandb = log.log_to_wandb, False  # it would log a part
+            # It would log a part.
+            self.cfg = replace(cfg, logger=replace(log, log_to_wandb=False))
             try:
                 with all_or_none(mesh):
                     self._save_files(part_folder(staging, mesh.rank))
             finally:
-                log.log_to_wandb = logs
+                self.cfg = cfg
             with all_or_none(mesh):
                 if mesh.rank == 0:
                     names = [name for name, _ in self.sae.named_parameters()]
                     merge_parts(staging, mesh.size, names)
-                    if logs:
+                    if log.log_to_wandb:
                         log.log(
                             self,
                             staging / SAE_WEIGHTS_FILENAME,
@@ -123,3 +149,32 @@ class DistributedSAETrainer(ShardedSAETrainer, ResumableSAETrainer):
             with all_or_none(mesh):
                 stack.close()
         self.last_checkpoint = checkpoint
+
+
+class _SharedScaler(ActivationScaler):
+    """SAELens's estimates of normalizations, which are process 0's on all.
+
+    Eigenvectors may differ between processors though the activations are the same.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__()
+        self._mesh = mesh
+
+    @override
+    def estimate_scaling_factor(self, *args: Any, **kwargs: Any) -> None:
+        super().estimate_scaling_factor(*args, **kwargs)
+        self.scaling_factor = broadcast_object(self._mesh, self.scaling_factor)
+
+    @override
+    def estimate_whitening(self, *args: Any, **kwargs: Any) -> None:
+        super().estimate_whitening(*args, **kwargs)
+        own = self.whitening
+        assert own is not None  # noqa: S101 - it was estimated
+        names = [field.name for field in fields(own)]
+        self.whitening = replace(
+            own, **{n: self._first(getattr(own, n)) for n in names}
+        )
+
+    def _first(self, tensor: Tensor) -> Tensor:
+        return broadcast(self._mesh, tensor.to(self._mesh.device)).to(tensor.device)

@@ -91,6 +91,9 @@ def state_after_loading(
         sae: Any = trainer.sae
         whole = sae.whole_state_dict() if mesh.size > 1 else sae.state_dict()
         found.update({name: value.clone() for name, value in whole.items()})
+        store: Any = trainer.data_provider
+        store = getattr(store, "source", store)
+        found["n_sequences"] = store.n_sequences
         found["n_training_samples"] = torch.tensor(trainer.n_training_samples)
         found["firings"] = trainer.n_forward_passes_since_fired
         for name, parameter in sae.named_parameters():
@@ -131,13 +134,18 @@ def stopped(
 
 
 def logged(mesh: Mesh, folder: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what a process gives to W&B, of which there is none."""
-    os.environ["WANDB_MODE"] = "disabled"
+    """Return what a process gives to W&B, of which there is none here."""
     rows: list[dict[str, Any]] = []
+    start = wandb.init
+
+    def init(**options: Any) -> Any:
+        rows.append(options)
+        run = start(mode="disabled")
+        wandb.log = log  # which a start replaces
+        return run
 
     def log(row: dict[str, Any], **_: Any) -> None:
-        if wandb.run is not None and mesh.rank == 0:
-            rows.append(row)
+        rows.append(row)
 
     logger = LoggingConfig(
         log_to_wandb=True,
@@ -145,7 +153,11 @@ def logged(mesh: Mesh, folder: Path, changes: dict[str, Any]) -> list[dict[str, 
         wandb_log_frequency=2,
         eval_every_n_wandb_logs=2,
     )
-    with patch.object(wandb, "log", log):
+    with (
+        patch.object(wandb, "log", log),
+        patch.object(wandb, "init", init),
+        patch.object(LoggingConfig, "log", lambda *_, **__: None),
+    ):
         train(mesh, folder, {**changes, "logger": logger, "n_eval_batches": 1})
     return rows
 

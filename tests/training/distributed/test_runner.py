@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -45,9 +46,10 @@ def assert_same_files(one: Path, other: Path) -> None:
     "changes",
     [
         {"normalize_activations": "expected_average_only_in"},
+        {"normalize_activations": "covariance_whitening", "dtype": "bfloat16"},
         {"prefetch_llm_batches": True, "unit_norm_decoder": False, "loss_every": 4},
     ],
-    ids=["normalized", "prefetched"],
+    ids=["normalized", "whitened in half precision", "prefetched"],
 )
 def test_a_run_resumed_on_as_many_processes_equals_an_uninterrupted_one(
     changes: dict[str, Any], tmp_path: Path
@@ -81,10 +83,15 @@ def test_another_number_of_processes_resumes_the_same_sae(
     )
 
     names = ("b_dec", "W_dec", "W_enc", "b_enc")
+    store = load_file(checkpoint / "activations_store_state.safetensors")
+    read = sum(state["n_sequences"] for state in states)
+    assert abs(read - before * int(store["n_sequences"])) < after
     for state in states:
         assert state["n_training_samples"] == optimizer["n_training_samples"] > 0
         expected = optimizer["n_forward_passes_since_fired"]
         assert torch.equal(state["firings"], expected)
+        thresholds = trained["thresholds"].view(torch.float32).flatten()
+        assert torch.equal(state["thresholds"], thresholds)
         for number, name in enumerate(names):
             assert torch.equal(state[name], trained[name]), name
             for moment in ("exp_avg", "exp_avg_sq"):
@@ -116,10 +123,15 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
 def test_process_0_logs_and_evaluates_the_whole_sae(
     prefetch: bool, tmp_path: Path
 ) -> None:
-    changes = {"prefetch_llm_batches": prefetch, "n_checkpoints": 0}
-    rows, none = run_on_processes(2, logged, tmp_path, changes)
+    changes = {"prefetch_llm_batches": prefetch}
+    (start, *rows), (start_of_other, *_) = run_on_processes(
+        2, logged, tmp_path, changes
+    )
 
-    assert none == []
+    assert start["project"]
+    assert start_of_other == {"mode": "disabled"}  # whose rows go nowhere
+    run = json.loads((the_checkpoint(tmp_path) / "runner_cfg.json").read_text())
+    assert run["logger"]["log_to_wandb"]
     losses = [row["losses/hierarchical_loss"] for row in rows if "losses" in str(row)]
     assert len(losses) == 5
     assert losses[-1] < losses[0]
@@ -134,6 +146,7 @@ def test_process_0_logs_and_evaluates_the_whole_sae(
         ({"d_sae": 1, "k": 1}, {}, "d_sae must be at least the number of processes"),
         ({"compile_sae": True}, {}, "compile_sae must be False"),
         ({"device": "cpu:0"}, {}, "device must be cpu or cuda"),
+        ({"act_store_device": "cuda:1"}, {}, "act_store_device must be cpu or cuda"),
         (
             {"hook_name": "blocks.9.hook_resid_post"},
             {},
