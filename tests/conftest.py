@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import threading
@@ -20,16 +21,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from datasets import Dataset
-from sae_lens import HookedSAETransformer, LoggingConfig
+from sae_lens import HookedSAETransformer
 
-from sae_lens_hierarchical import LanguageModelSAERunnerConfig
 from sae_lens_hierarchical.data import (
-    BUNDLED_HOOK_NAME,
-    BUNDLED_MODEL_NAME,
     load_bundled_dataset,
     load_bundled_model,
 )
-from tests.helpers import MakeConfig
+from tests.helpers import MakeConfig, make_run_config
 from tests.hub_server import HubServer
 from tests.stranger import Stranger
 
@@ -55,39 +53,7 @@ def text() -> Dataset:
 @pytest.fixture
 def make_config(tmp_path: Path) -> MakeConfig:
     """Return a function that gives the config of a run of ten steps."""
-
-    def make(**changes: Any) -> LanguageModelSAERunnerConfig:
-        settings: dict[str, Any] = {
-            "architecture": "hierarchical_topk",
-            "d_in": 128,
-            "d_sae": 64,
-            "k": 8,
-            "model_name": BUNDLED_MODEL_NAME,
-            "hook_name": BUNDLED_HOOK_NAME,
-            "dataset_path": "bundled",
-            "is_dataset_tokenized": False,
-            "streaming": False,
-            "context_size": 32,
-            "store_batch_size_prompts": 8,
-            "n_batches_in_buffer": 12,
-            "train_batch_size_tokens": 64,
-            "training_tokens": 640,
-            "n_batches_for_norm_estimate": 3,
-            "lr": 1e-3,
-            "dead_feature_window": 3,
-            "feature_sampling_window": 4,
-            "logger": LoggingConfig(log_to_wandb=False),
-            "checkpoint_path": str(tmp_path / "checkpoints"),
-            "output_path": str(tmp_path / "output"),
-            "verbose": False,
-        }
-        settings |= changes
-        if "sae" in changes:
-            for name in ("architecture", "d_in", "d_sae", "k"):
-                del settings[name]
-        return LanguageModelSAERunnerConfig(**settings)
-
-    return make
+    return functools.partial(make_run_config, tmp_path)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,36 @@ def make_massive(model: HookedSAETransformer, token: int) -> HookedSAETransforme
     massive = deepcopy(model)
     massive.W_E.data[token] *= 1e4
     return massive
+
+
+def make_run_config(folder: Path, **changes: Any) -> LanguageModelSAERunnerConfig:
+    """Return the config of a run of ten steps, which writes to ``folder``."""
+    settings: dict[str, Any] = {
+        "architecture": "hierarchical_topk",
+        "d_in": 128,
+        "d_sae": 64,
+        "k": 8,
+        "model_name": BUNDLED_MODEL_NAME,
+        "hook_name": BUNDLED_HOOK_NAME,
+        "dataset_path": "bundled",
+        "is_dataset_tokenized": False,
+        "streaming": False,
+        "context_size": 32,
+        "store_batch_size_prompts": 8,
+        "n_batches_in_buffer": 12,
+        "train_batch_size_tokens": 64,
+        "training_tokens": 640,
+        "n_batches_for_norm_estimate": 3,
+        "lr": 1e-3,
+        "dead_feature_window": 3,
+        "feature_sampling_window": 4,
+        "logger": LoggingConfig(log_to_wandb=False),
+        "checkpoint_path": str(folder / "checkpoints"),
+        "output_path": str(folder / "output"),
+        "verbose": False,
+    }
+    settings |= changes
+    if "sae" in changes:
+        for name in ("architecture", "d_in", "d_sae", "k"):
+            del settings[name]
+    return LanguageModelSAERunnerConfig(**settings)

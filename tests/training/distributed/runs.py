@@ -21,8 +21,6 @@ from sae_lens_hierarchical import (
     TrainingInterrupted,
 )
 from sae_lens_hierarchical.data import (
-    BUNDLED_HOOK_NAME,
-    BUNDLED_MODEL_NAME,
     load_bundled_dataset,
 )
 from sae_lens_hierarchical.training.distributed import (
@@ -31,40 +29,18 @@ from sae_lens_hierarchical.training.distributed import (
     PeerFailedError,
 )
 from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
+from tests.helpers import make_run_config
 
 
 def make_cfg(folder: Path, **changes: Any) -> LanguageModelSAERunnerConfig:
-    """Return the config of a run of ten steps; d_in and d_sae fit no W evenly."""
-    settings: dict[str, Any] = {
-        "architecture": "hierarchical_topk",
-        "d_in": 128,
-        "d_sae": 67,
-        "k": 8,
-        "unit_norm_decoder": True,
-        "model_name": BUNDLED_MODEL_NAME,
-        "hook_name": BUNDLED_HOOK_NAME,
-        "dataset_path": "bundled",
-        "is_dataset_tokenized": False,
-        "streaming": False,
-        "context_size": 32,
-        "store_batch_size_prompts": 8,
-        "n_batches_in_buffer": 12,
-        "train_batch_size_tokens": 96,
-        "training_tokens": 960,
-        "n_checkpoints": 1,
-        "n_batches_for_norm_estimate": 3,
-        "lr": 1e-3,
-        "dead_feature_window": 3,
-        "feature_sampling_window": 4,
-        "logger": LoggingConfig(log_to_wandb=False),
-        "checkpoint_path": str(folder / "checkpoints"),
-        "output_path": str(folder / "output"),
-        "verbose": False,
-    }
+    """Return the config of a run of ten steps; d_sae fits no W evenly."""
+    settings: dict[str, Any] = {"d_sae": 67, "unit_norm_decoder": True}
+    settings |= {"train_batch_size_tokens": 96, "training_tokens": 960}
+    settings["n_checkpoints"] = 1
     settings |= changes
-    if settings["architecture"] != "hierarchical_topk":
+    if settings.get("architecture") == "topk":
         del settings["unit_norm_decoder"]
-    return LanguageModelSAERunnerConfig(**settings)
+    return make_run_config(folder, **settings)
 
 
 def _texts() -> Dataset:
