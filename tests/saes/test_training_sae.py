@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
@@ -268,3 +269,14 @@ def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
 def test_bad_fields_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_training_sae(**options)
+
+
+def test_wandb_can_draw_the_norms_of_unit_rows() -> None:
+    sae = make_training_sae(unit_norm_decoder=True, dtype="float32")
+    with torch.no_grad():
+        sae.W_dec *= 1 + 1e-7 * torch.arange(len(sae.W_dec))[:, None].fmod(3)
+
+    norms: Any
+    (norms,) = sae.log_histograms().values()
+
+    assert sum(wandb.Histogram(norms).histogram) == len(sae.W_dec)
