@@ -274,7 +274,7 @@ def test_bad_fields_are_named(options: dict[str, Any], message: str) -> None:
 def test_wandb_can_draw_the_norms_of_unit_rows() -> None:
     sae = make_training_sae(unit_norm_decoder=True, dtype="float32")
     with torch.no_grad():
-        sae.W_dec *= 1 + 1e-7 * torch.arange(len(sae.W_dec))[:, None].fmod(3)
+        sae.W_dec.mul_(1 + 1e-7 * torch.arange(len(sae.W_dec))[:, None].fmod(3))
 
     norms: Any
     (norms,) = sae.log_histograms().values()
