@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
 __all__ = ["check_wandb_login"]
 
 
@@ -12,15 +17,29 @@ def check_wandb_login() -> None:
     so will the modes that send nothing.
     """
     import wandb
-    from requests.utils import get_netrc_auth
 
     settings = wandb.setup().settings
     if settings.mode not in (None, "online", "shared"):
         return
     keys = (settings.api_key, getattr(settings, "identity_token_file", None))
-    if any(keys) or get_netrc_auth(settings.base_url) is not None:
+    if any(keys) or _in_netrc(str(settings.base_url)):
         return
     raise ValueError(
         "metrics go to Weights & Biases, which nobody is logged in to here: run `wandb "
         "login`, set WANDB_MODE=offline, or train without it: --log_to_wandb false"
     )
+
+
+def _in_netrc(url: str) -> bool:
+    """Tell whether the user's netrc file has a password for a host."""
+    named = os.environ.get("NETRC")
+    for path in [named] if named else ["~/.netrc", "~/_netrc"]:
+        try:
+            entry = netrc.netrc(Path(path).expanduser()).authenticators(
+                str(urlsplit(url).hostname)
+            )
+        except (OSError, netrc.NetrcParseError):
+            continue  # wandb takes it for none, too
+        if entry is not None:
+            return True
+    return False

@@ -90,6 +90,7 @@ def test_scores_become_figure_6(
 
     assert main(command) == 0
     assert not (output / "figure_6.png").exists()
+    command.append("--force")
     assert main([*command, "--autointerp", str(results)]) == 0
 
     assert (output / "figure_6.png").read_bytes().startswith(b"\x89PNG")

@@ -154,7 +154,8 @@ def test_threads_reconstruct_at_once(normalize: str) -> None:
     def work(k: int) -> None:
         start.wait()
         for _ in range(50):
-            if not torch.equal(sae.reconstruct(inputs[k], [k]), expected[k]):
+            # Products in a thread may be summed in another order.
+            if not torch.allclose(sae.reconstruct(inputs[k], [k]), expected[k]):
                 wrong.append(k)
             sae.encode_adaptive(inputs[k], 0.5)
 
