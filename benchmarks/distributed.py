@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from training_step import DEAD_SHARE, RESULTS, ask, hardware, wait
+from training_step import DEAD_SHARE, RESULTS, ask, hardware, trainer_config, wait
 
 CPU_SIZES = ((512, 16_384, 64, 1024), (768, 24_576, 32, 1024))
 CUDA_SIZES = ((2304, 65_536, 128, 8096),)
@@ -231,8 +231,6 @@ def _work(
 def _trainer(
     device: str, d_in: int, d_sae: int, k: int, batch: int, every: int, dead: bool
 ) -> tuple[Any, Callable[[], object], Any]:
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-
     from sae_lens_hierarchical import (
         HierarchicalTopKTrainingSAE,
         HierarchicalTopKTrainingSAEConfig,
@@ -255,27 +253,7 @@ def _trainer(
         unit_norm_decoder=True,
         device=str(mesh.device),
     )
-    cfg = SAETrainerConfig(
-        n_checkpoints=0,
-        checkpoint_path=None,
-        save_final_checkpoint=False,
-        total_training_samples=10**12,
-        device=str(mesh.device),
-        autocast=False,
-        lr=1e-4,
-        lr_end=1e-5,
-        lr_scheduler_name="constant",
-        lr_warm_up_steps=0,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
-        train_batch_size_samples=batch,
-        dead_feature_window=1000,
-        feature_sampling_window=10**9,
-        logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=1,
-    )
+    cfg = trainer_config(batch, str(mesh.device))
     if mesh.size == 1:
         sae: Any = HierarchicalTopKTrainingSAE(sae_cfg)
         trainer: Any = FastSAETrainer(cfg, sae, iter(()))

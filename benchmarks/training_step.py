@@ -187,7 +187,6 @@ def _saelens(
     name: str, x: torch.Tensor, d_sae: int, k: int, dead: bool
 ) -> Callable[[], object]:
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
     from sae_lens_hierarchical import (
@@ -212,12 +211,28 @@ def _saelens(
             from sae_lens_hierarchical.training.step import FastSAETrainer
 
             trainer_class = FastSAETrainer
-    cfg = SAETrainerConfig(
+    trainer = trainer_class(trainer_config(batch, x.device.type), sae, iter(()))
+
+    def step() -> None:
+        if dead:
+            unused = trainer.n_forward_passes_since_fired[: int(DEAD_SHARE * d_sae)]
+            unused.fill_(2000)
+        trainer.step(x)
+        trainer.n_training_steps += 1
+
+    return step
+
+
+def trainer_config(batch: int, device: str) -> Any:
+    """Return the config of SAELens's trainer, for steps that do nothing beside."""
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+
+    return SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
         save_final_checkpoint=False,
         total_training_samples=10**12,
-        device=x.device.type,
+        device=device,
         autocast=False,
         lr=1e-4,
         lr_end=1e-5,
@@ -233,16 +248,6 @@ def _saelens(
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=1,
     )
-    trainer = trainer_class(cfg, sae, iter(()))
-
-    def step() -> None:
-        if dead:
-            unused = trainer.n_forward_passes_since_fired[: int(DEAD_SHARE * d_sae)]
-            unused.fill_(2000)
-        trainer.step(x)
-        trainer.n_training_steps += 1
-
-    return step
 
 
 def _sparsify(x: torch.Tensor, d_sae: int, k: int, dead: bool) -> Callable[[], object]:

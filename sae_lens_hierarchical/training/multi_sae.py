@@ -26,15 +26,12 @@ from transformer_lens import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_hierarchical.files.atomic_directory import atomic_directory
-from sae_lens_hierarchical.loading.models import bundled_if_named
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
-    reject_empty_dataset,
 )
 from sae_lens_hierarchical.training.checkpoint import Checkpoint, check_unfinished
 from sae_lens_hierarchical.training.config import check_trainable
-from sae_lens_hierarchical.training.false_warnings import without_false_warnings
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.precision import (
     SAELENS_PRECISION,
@@ -45,6 +42,7 @@ from sae_lens_hierarchical.training.resume import (
     checkpoint_to_resume,
     make_paths_absolute,
 )
+from sae_lens_hierarchical.training.run_data import model_and_dataset
 from sae_lens_hierarchical.training.run_folders import reserve_folders
 from sae_lens_hierarchical.training.saving import save_with_fallback
 from sae_lens_hierarchical.training.signals import stopping_on_signals
@@ -136,14 +134,8 @@ class MultiSAERunner(MultiSAETrainingRunner):
                 check_unfinished(part, sae.normalize_activations)
         with reserve_folders(cfg):
             pass  # they can be written: the run itself holds them
-        model, dataset = bundled_if_named(cfg, override_model, override_dataset)
-        with (
-            reject_empty_dataset(dataset, cfg.dataset_path),
-            without_false_warnings(
-                model=override_model is None,
-                dataset=override_dataset is None and dataset is not None,
-            ),
-        ):
+        given = model_and_dataset(cfg, override_model, override_dataset)
+        with given as (model, dataset):
             super().__init__(cfg, dataset, model, override_saes)
         self.activations_store = ResumableActivationsStore.convert(
             self.activations_store, getattr(cfg, "max_norm_ratio", None)

@@ -19,14 +19,12 @@ from typing_extensions import Self, override
 
 from sae_lens_hierarchical.files.atomic_directory import atomic_directory
 from sae_lens_hierarchical.loading.models import (
-    bundled_if_named,
     load_untrusted_model,
     no_remote_code_prompt,
 )
 from sae_lens_hierarchical.training.activations_store import (
     ResumableActivationsStore,
     TrackedPrefetch,
-    reject_empty_dataset,
 )
 from sae_lens_hierarchical.training.checkpoint import (
     Checkpoint,
@@ -51,6 +49,7 @@ from sae_lens_hierarchical.training.resume import (
     is_where_it_was_written,
     make_paths_absolute,
 )
+from sae_lens_hierarchical.training.run_data import model_and_dataset
 from sae_lens_hierarchical.training.run_folders import reserve_folders
 from sae_lens_hierarchical.training.saving import save_with_fallback
 from sae_lens_hierarchical.training.signals import stopping_on_signals
@@ -240,14 +239,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     ) -> None:
         """Load model and dataset, and check that they fit."""
         cfg = self.cfg
-        model, dataset = bundled_if_named(cfg, override_model, override_dataset)
-        with (
-            reject_empty_dataset(dataset, cfg.dataset_path),
-            without_false_warnings(
-                model=override_model is None,
-                dataset=override_dataset is None and dataset is not None,
-            ),
-        ):
+        given = model_and_dataset(cfg, override_model, override_dataset)
+        with given as (model, dataset):
             super().__init__(cfg, dataset, model, override_sae)
         if not cfg.use_cached_activations:
             check_hook(

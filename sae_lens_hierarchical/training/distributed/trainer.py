@@ -97,8 +97,7 @@ class DistributedSAETrainer(ShardedSAETrainer, ResumableSAETrainer):
                 self.cfg = cfg
             with all_or_none(mesh):
                 if mesh.rank == 0:
-                    names = [name for name, _ in self.sae.named_parameters()]
-                    merge_parts(staging, mesh.size, names)
+                    merge_parts(staging, mesh.size, self._parameters())
                     if log.log_to_wandb:
                         log.log(
                             self,
@@ -113,13 +112,16 @@ class DistributedSAETrainer(ShardedSAETrainer, ResumableSAETrainer):
         source = Path(checkpoint_path)
         with tempfile.TemporaryDirectory() as folder:
             own = Path(folder)
-            names = [name for name, _ in self.sae.named_parameters()]
-            state = own_trainer_state(source, self.sae.slices, names)
+            state = own_trainer_state(source, self.sae.slices, self._parameters())
             torch.save(state, own / TRAINER_STATE_FILENAME)
             for name in (ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME):
                 if (source / name).exists():
                     copyfile(source / name, own / name)
             super().load_trainer_state(own)
+
+    def _parameters(self) -> list[str]:
+        """Return the SAE's parameters in the optimizer's order."""
+        return [name for name, _ in self.sae.named_parameters()]
 
     @override
     def _must_stop(self) -> bool:
