@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from sae_lens_hierarchical.eval.table import BudgetMetrics
+from sae_lens_hierarchical.figures.seeds import SeedMetrics
 from sae_lens_hierarchical.figures.spec import Figure, Panel, Series, Style
 
 __all__ = [
@@ -29,7 +30,7 @@ def curve(
     *,
     x: str = "k",
 ) -> Series:
-    """Return a line of a metric, with markers where an SAE is at its one trained k.
+    """Return a line of a metric, with markers where an SAE is at its trained k.
 
     A row alone has a marker too: of its line nothing would be seen.
     """
@@ -39,11 +40,23 @@ def curve(
         y=tuple(getattr(row, metric) for row in rows),
         style=style,
         marked=tuple(
-            n
-            for n, row in enumerate(rows)
-            if len(rows) == 1 or (row.k == row.trained_k and not row.ours)
+            n for n, row in enumerate(rows) if len(rows) == 1 or row.k == row.trained_k
         ),
         names=tuple(row.sae for row in rows),
+        band=_band(rows, metric),
+    )
+
+
+def _band(
+    rows: Sequence[BudgetMetrics], metric: str
+) -> tuple[tuple[float, float], ...]:
+    if not any(isinstance(row, SeedMetrics) for row in rows):
+        return ()
+    return tuple(
+        row.limits(metric)
+        if isinstance(row, SeedMetrics)
+        else (getattr(row, metric), getattr(row, metric))
+        for row in rows
     )
 
 
@@ -56,7 +69,8 @@ def difference(
 ) -> Series:
     """Return a line of how much larger a metric is in each row than in its base."""
     more, less = (curve(side, metric, style, label) for side in (rows, bases))
-    return replace(more, y=tuple(a - b for a, b in zip(more.y, less.y, strict=True)))
+    y = tuple(a - b for a, b in zip(more.y, less.y, strict=True))
+    return replace(more, y=y, band=())  # seeds' differences are not known
 
 
 def log2_panel(

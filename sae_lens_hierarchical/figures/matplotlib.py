@@ -65,6 +65,11 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         )
     for series in panel.series:
         axes.add_line(_line(series))
+        if series.band:
+            low, high = zip(*series.band, strict=True)
+            axes.fill_between(
+                series.x, low, high, color=series.style.color, alpha=0.25, linewidth=0
+            )
     axes.autoscale_view()
     if panel.x_ticks:
         axes.set_xscale("log")

@@ -30,6 +30,7 @@ from sae_lens_hierarchical.figures.palette import (
     family_style,
     sae_styles,
 )
+from sae_lens_hierarchical.figures.seeds import merge_seeds
 from sae_lens_hierarchical.figures.select import (
     at_trained_k,
     compared,
@@ -67,8 +68,8 @@ CENTERED_FVU_DEFINITION = (
     "the bias: EV + centered FVU + ‖E(x - x̂)‖² / Var(x) = 1."
 )
 _MARKER = (
-    "A marker is at the k that an SAE was trained for; beside the line, it is the SAE "
-    "with thresholds of its own."
+    "A marker is at the k that an SAE was trained for, on HierarchicalTopK's line at "
+    "the largest, K; beside the line, it is the SAE with thresholds of its own."
 )
 _NEGATIVE = "Below 0, worse than the mean activation does, the scale is cut off."
 _BINS = 30
@@ -77,17 +78,20 @@ _BINS = 30
 def all_figures(table: MetricsTable, scores: Scores | None = None) -> list[Figure]:
     """Return the figures that the table has rows for.
 
+    SAEs of one name and several seeds are one, as ``merge_seeds`` makes them.
+
     Args:
         table: The metrics.
         scores: AutoInterp scores for figure 6, by an SAE's name and k.
     """
+    each, table = table, merge_seeds(table)
     figures = [
         overview(table),
         pareto(table),
         changing_k(table),
         pointwise_loss(table),
         almost_dead(table),
-        autointerp(table, scores or {}),
+        autointerp(each, scores or {}),
         decoder_cosines(table),
         distributions(table),
         topk_and_jumprelu(table),
@@ -110,8 +114,7 @@ def overview(table: MetricsTable) -> Figure:
         "overview",
         "Every SAE at every k",
         "Each SAE with the k largest features of a token. "
-        f"{_MARKER} HierarchicalTopK has none: it was trained for all up to K. "
-        f"{EV_DEFINITION} {_NEGATIVE}",
+        f"{_MARKER} {EV_DEFINITION} {_NEGATIVE}",
         with_values(panels),
     )
 

@@ -16,7 +16,11 @@ __all__ = ["plot_json"]
 
 def plot_json(panel: Panel) -> str:
     """Draw a panel as JSON for plotly.js, without a legend."""
-    plot = go.Figure([_trace(series, panel) for series in panel.series])
+    plot = go.Figure()
+    for series in panel.series:
+        if series.band:
+            plot.add_trace(_band(series))
+        plot.add_trace(_trace(series, panel))
     plot.update_layout(
         title={"text": html.escape(panel.title), "font": {"size": 16}},
         template="plotly_white",
@@ -49,6 +53,20 @@ def _axis(label: str, ticks: Sequence[float]) -> dict[str, Any]:
         texts = [f"{tick:g}" for tick in ticks]
         axis |= {"type": "log", "tickvals": ticks, "ticktext": texts}
     return axis
+
+
+def _band(series: Series) -> go.Scatter:
+    low, high = zip(*series.band, strict=True)
+    return go.Scatter(
+        name=series.label,
+        x=(*series.x, *reversed(series.x)),
+        y=(*low, *reversed(high)),
+        fill="toself",
+        fillcolor=series.style.color,
+        opacity=0.25,
+        mode="none",
+        hoverinfo="skip",
+    )
 
 
 def _trace(series: Series, panel: Panel) -> go.Scatter:

@@ -37,6 +37,7 @@ class Series:
         marked: The indices of the points that get a marker.
         names: What each point is, where that is not ``label``.
         shape: ``steps`` keep each point's value up to the next point.
+        band: The lowest and the highest value at each point, shaded; none is no band.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Series:
     marked: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     shape: Literal["straight", "steps"] = "straight"
+    band: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_hierarchical.defaults import ARCHITECTURE
@@ -59,6 +59,9 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             by their norm after every step. ``decoder_init_norm`` is then 1.
         rescale_acts_by_decoder_norm: SAELens's way to the same end: rank activations
             as if the rows had norm 1. No effect while ``unit_norm_decoder`` is on.
+        b_dec_init: Where b_dec starts: at the ``"mean"`` of the first batch, so that no
+            feature has to stand for it, or at ``"zeros"`` as in SAELens. An SAE whose
+            weights were loaded keeps its own.
         use_sparse_activations: Hand SAELens's trainer the activations as a sparse
             tensor, which saves a dense [batch, d_sae] one; the loss is the same.
             SAELens's own SAEs have False.
@@ -75,6 +78,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     budget_weights: list[float] | None = None
     backend: Backend = "auto"
     unit_norm_decoder: bool = False
+    b_dec_init: Literal["mean", "zeros"] = "mean"
     use_sparse_activations: bool = True
 
     @override
@@ -95,6 +99,10 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         self.d_sae = check_size("d_sae", self.d_sae)
         self.k = check_k("k", self.k, self.d_sae)
         check_backend(self.backend)
+        if self.b_dec_init not in ("mean", "zeros"):
+            raise ValueError(
+                f"b_dec_init must be 'mean' or 'zeros', got {self.b_dec_init!r}"
+            )
         budgets, _ = self.resolve_budgets()
         self.loss_every = int(self.loss_every)
         if self.budgets is not None:
@@ -162,6 +170,8 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         super().__init__(cfg, use_error_term)
         self.register_buffer("thresholds", unknown_thresholds(cfg.k, cfg.device))
         self._budgets, self._budget_weights = cfg.resolve_budgets()
+        self._b_dec_is_set = cfg.b_dec_init == "zeros"
+        self.register_load_state_dict_post_hook(_b_dec_was_loaded)
         self._keep_unit_norm()
 
     def _keep_unit_norm(self) -> None:
@@ -192,6 +202,8 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         sae_in = step_input.sae_in
         _check_finite(sae_in)
         normalized, output_map = self.normalize_input(sae_in)
+        if not self._b_dec_is_set:
+            self._set_b_dec_to_mean(normalized)
         scale = None
         # Unit rows make the rescaling an identity that costs a pass over W_dec.
         if self.cfg.rescale_acts_by_decoder_norm and not self.cfg.unit_norm_decoder:
@@ -265,6 +277,12 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
     def _decoder_columns(self, x: Tensor) -> Tensor:
         """Return the columns of [..., d_in] that this decoder writes."""
         return x
+
+    @torch.no_grad()
+    def _set_b_dec_to_mean(self, normalized: Tensor) -> None:
+        x = self._decoder_columns(normalized).flatten(0, -2)
+        self.b_dec.copy_(x.mean(dim=0, dtype=torch.promote_types(x.dtype, torch.float)))
+        self._b_dec_is_set = True
 
     def _over_columns(
         self, loss: Tensor, auxiliary: Tensor, per_budget: Tensor
@@ -371,6 +389,11 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
             metrics[f"mse_k{budget}"] = per_budget[n]
             metrics[f"explained_variance_k{budget}"] = explained[n]
         return metrics
+
+
+def _b_dec_was_loaded(sae: nn.Module, _keys: Any) -> None:
+    assert isinstance(sae, HierarchicalTopKTrainingSAE)
+    sae._b_dec_is_set = True  # pyright: ignore[reportPrivateUsage]
 
 
 def _check_finite(sae_in: Tensor) -> None:

@@ -160,16 +160,16 @@ def test_every_figure_is_there_and_can_be_drawn(table: MetricsTable) -> None:
         ] == [len(panel.series) for panel in figure.panels]
 
 
-def test_overview_marks_the_trained_k_of_fixed_k_saes_alone(
-    table: MetricsTable,
-) -> None:
+def test_overview_marks_the_trained_k(table: MetricsTable) -> None:
     figure = overview(table)
 
     for panel, metric in enumerate(
         ["explained_variance", "ce_loss_score", "dead_features"]
     ):
-        expected: dict[str, set[tuple[float, float]]] = {"J_1": set(), "J_4": set()}
+        expected: dict[str, set[tuple[float, float]]] = {}
         for sae, activation, k in [
+            ("J_1", "topk", 8),
+            ("J_4", "topk", 8),
             ("T-4", "topk", 4),
             ("T-2", "topk", 2),
             ("B-3", "own", 3),  # which was not evaluated with its 3 largest features
@@ -189,9 +189,33 @@ def test_marked_points_have_markers(table: MetricsTable) -> None:
     plot, *_ = Page(html_page("", [figure], table)).plots
     sizes = {line["name"]: line["marker"]["size"] for line in plot["data"]}
     assert drawn["T-2"].get_markevery() == [KS.index(2)]
-    assert drawn["J_1"].get_marker() in ("", "None")
+    assert drawn["J_1"].get_markevery() == [KS.index(8)]
     assert [size > 0 for size in sizes["T-2"]] == [k == 2 for k in KS]
-    assert not any(sizes["J_1"])
+    assert [size > 0 for size in sizes["J_1"]] == [k == 8 for k in KS]
+
+
+def test_seeds_are_a_line_of_means_with_a_band(table: MetricsTable) -> None:
+    # Another SAE of the same name but for the seed, better by 0.1 at every k.
+    better = [
+        replace(row, sae="J_1-seed1", explained_variance=row.explained_variance + 0.1)
+        for row in table.select(sae="J_1")
+    ]
+    seeds = [replace(row, sae="J_1-seed0") for row in table.select(sae="J_1")]
+    others = [row for row in table.rows if row.sae != "J_1"]
+    merged = MetricsTable([*seeds, *better, *others])
+
+    figure = all_figures(merged)[0]
+
+    before = lines(overview(table))["J_1"]
+    line = lines(figure)["J_1"]
+    assert line.y == pytest.approx([y + 0.05 for y in before.y])
+    assert line.band == tuple((y, y + 0.1) for y in before.y)
+    assert lines(figure)["T-2"] == lines(overview(table))["T-2"]
+    (shaded,) = draw(figure).axes[0].collections
+    corners = np.asarray(shaded.get_paths()[0].vertices)
+    assert corners[:, 1].max() == pytest.approx(max(before.y) + 0.1)
+    plot, *_ = Page(html_page("", [figure], merged)).plots
+    assert sum(line.get("fill") == "toself" for line in plot["data"]) == 1
 
 
 def test_pareto_has_baselines_at_their_own_k_only(table: MetricsTable) -> None:

@@ -92,6 +92,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
         for name, own in self.slices.items():
             self.get_parameter(name).copy_(state_dict[name][own])
         self.thresholds.copy_(state_dict["thresholds"])
+        self._b_dec_is_set = True
 
     @torch.no_grad()
     def whole_state_dict(self) -> dict[str, Tensor]:
