@@ -90,15 +90,20 @@ def make_crude_sae(
 
 
 def make_training_sae(
-    k: int = 6, seed: int = 0, **options: Any
+    k: int = 6, seed: int = 0, *, own_b_dec: bool = True, **options: Any
 ) -> HierarchicalTopKTrainingSAE:
-    """Return an SAE to train, with biases and row norms as training leaves them."""
+    """Return an SAE to train, with biases and row norms as training leaves them.
+
+    Without ``own_b_dec`` its b_dec is zero.
+    """
     torch.manual_seed(seed)
+    options = {"unit_norm_decoder": False, **options}
     cfg = HierarchicalTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=k, **options)
     sae = HierarchicalTopKTrainingSAE(cfg)
     with torch.no_grad():
         sae.b_enc.normal_()
-        sae.b_dec.normal_()
+        if own_b_dec:
+            sae.b_dec.normal_()
         if not cfg.unit_norm_decoder:
             sae.W_dec.mul_(torch.rand(D_SAE, 1) + 0.5)
     return sae

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def sae_from_pretrained(
     if cfg.unit_norm_decoder and weights.cfg.rescale_acts_by_decoder_norm:
         weights.fold_W_dec_norm()
 
-    sae = HierarchicalTopKTrainingSAE(deepcopy(cfg))
+    # A b_dec of zeros is the source's, too.
+    sae = HierarchicalTopKTrainingSAE(replace(deepcopy(cfg), b_dec_init="zeros"))
     state = weights.state_dict()
     state.pop("thresholds", None)  # another K has a table of another length
     sae.process_state_dict_for_loading(state)

@@ -287,7 +287,7 @@ def test_rows_of_different_norms_keep_the_function_where_they_were_ranked_by_it(
 ) -> None:
     for rescale in (True, False):
         options = {"rescale_acts_by_decoder_norm": rescale, "dtype": "float64"}
-        source = make_training_sae(**options)
+        source = make_training_sae(unit_norm_decoder=False, **options)
         source.W_dec.data *= torch.linspace(0.5, 3, D_SAE)[:, None]
         x = tokens(50).double()
         expected = step(source, x).loss

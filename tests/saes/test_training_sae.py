@@ -229,6 +229,34 @@ def test_unit_norm_decoder_steps_along_the_gradient_without_its_parallel_part() 
     torch.testing.assert_close(sae.W_dec.detach(), expected)
 
 
+@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
+def test_b_dec_starts_at_the_mean_of_the_first_batch(normalize: str) -> None:
+    batches = [activations(seed) for seed in range(9)]
+
+    def trained(**options: Any) -> HierarchicalTopKTrainingSAE:
+        options |= {"own_b_dec": False, "normalize_activations": normalize}
+        sae = make_training_sae(**options)
+        trainer = make_trainer(sae, lr=0.0, lr_end=0.0)
+        trainer.activation_scaler.scaling_factor = None if normalize == "none" else 0.5
+        for batch in batches:
+            trainer.step(batch)
+            trainer.n_training_steps += 1
+        return sae
+
+    scale = 1 if normalize == "none" else 0.5
+    torch.testing.assert_close(trained().b_dec, scale * batches[0].mean(dim=0))
+    assert not trained(b_dec_init="zeros").b_dec.any()
+
+
+def test_a_b_dec_of_the_users_own_stays() -> None:
+    sae = make_training_sae()
+    before = sae.b_dec.detach().clone()
+
+    step(sae, activations())
+
+    assert torch.equal(sae.b_dec, before)
+
+
 def test_compiled_training_step_has_no_graph_break() -> None:
     sae = make_training_sae()
     expected = step(sae, activations())
@@ -264,6 +292,7 @@ def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
         ({"budget_weights": [-1] * 6}, "budget_weights must be finite"),
         ({"backend": "cuda"}, "backend must be one of"),
         ({"normalize_activations": "l2"}, "normalize_activations must be"),
+        ({"b_dec_init": "median"}, "b_dec_init must be 'mean' or 'zeros'"),
     ],
 )
 def test_bad_fields_are_named(options: dict[str, Any], message: str) -> None:

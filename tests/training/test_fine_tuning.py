@@ -121,6 +121,7 @@ def test_what_would_be_another_function_is_refused(
     settings: dict[str, Any] = {
         "apply_b_dec_to_input": False,
         "rescale_acts_by_decoder_norm": False,
+        "unit_norm_decoder": False,
         "from_pretrained_path": str(tmp_path / "topk"),
     }
     tuned(make_config(**settings), data)
