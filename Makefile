@@ -12,7 +12,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/sae-lens-hierarchical quickstart --force
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 saebench-test: $(SAEBENCH_VENV)/installed
 	$(SAEBENCH_BIN)/python -m pytest tests/saebench  \

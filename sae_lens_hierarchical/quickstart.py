@@ -32,7 +32,7 @@ HELD_OUT_CONTEXTS = 32
 def quickstart(
     output: Path = QUICKSTART_OUTPUT,
     seed: int = SEED,
-    training_tokens: int = 600_000,
+    training_tokens: int = 300_000,
 ) -> MetricsTable:
     """Train on the bundled model and write what came of it. Needs no network or GPU.
 

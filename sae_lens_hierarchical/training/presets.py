@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     BUNDLED: {
         "architecture": ARCHITECTURE,
         "d_in": 128,
-        "d_sae": 1024,
+        "d_sae": 3072,
         "k": 32,
         "unit_norm_decoder": True,
         "model_name": BUNDLED_MODEL_NAME,
@@ -77,7 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_batches_in_buffer": 64,
         "exclude_special_tokens": True,
         "prefetch_llm_batches": True,
-        "lr": 2e-3,
+        "lr": 4e-3,
         "dead_feature_window": 400,
         "checkpoint_path": None,
     },

@@ -21,6 +21,7 @@ import itertools
 import json
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,13 +41,19 @@ from sae_lens import (
 from sae_lens.config import SAETrainerConfig
 from torch import Tensor
 
-from sae_lens_hierarchical import HierarchicalTopKTrainingSAEConfig
+from sae_lens_hierarchical import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
+from sae_lens_hierarchical.export import export
+from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.ops import stable_topk
 from sae_lens_hierarchical.training.step import FastSAETrainer
 
 D_SAE = 16_384
 K = 32
 BATCH = 1024
+CONTEXT_SIZE = 256
 MEAN_TOKENS = 65_536
 KS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
@@ -61,6 +68,9 @@ def budget_weights(name: str, k: int) -> tuple[list[int] | None, list[float] | N
     if name == "octaves":  # 1, 2, 4, ... K, alike
         octaves = [2**i for i in range(k.bit_length()) if 2**i <= k]
         return octaves, [1 / len(octaves)] * len(octaves)
+    if name.startswith("at"):  # these alike: at1,2,4,8,16,24,32
+        budgets = [int(part) for part in name[2:].split(",")]
+        return budgets, [1 / len(budgets)] * len(budgets)
     if name.startswith("power"):  # w_j in proportion to j^-p
         weights = [j ** -float(name[5:]) for j in budgets]
         return budgets, [w / sum(weights) for w in weights]
@@ -238,6 +248,29 @@ def evaluate(sae: TrainingSAE[Any], rows: np.ndarray, scale: float) -> dict[str,
     }
 
 
+def save(sae: TrainingSAE[Any], options: Any, scale: float) -> None:
+    """Save an SAE as ``OUTPUT/NAME-seedN``, as a training run would have."""
+    sae.fold_activation_norm_scaling_factor(scale)
+    limits = json.loads((options.activations / "train.json").read_text())["max_norm"]
+    ((hook, max_norm),) = limits.items()
+    metadata = sae.cfg.metadata
+    metadata.model_name = str(options.save)
+    metadata.model_class_name = "AutoModelForCausalLM"
+    metadata.hook_name = hook
+    metadata.context_size = CONTEXT_SIZE
+    metadata.prepend_bos = True
+    metadata.max_norm = max_norm
+    folder = options.output / f"{options.sae}-seed{options.seed}"
+    if not options.sae.startswith("topk") or options.stock:
+        sae.save_inference_model(folder)
+        return
+    with tempfile.TemporaryDirectory() as hierarchical:
+        sae.save_inference_model(hierarchical)
+        ours = load_sae(hierarchical)
+        assert isinstance(ours, HierarchicalTopKSAE)
+        export(ours, folder, ours.cfg.k_max)
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -261,7 +294,9 @@ def main() -> None:
     parser.add_argument("--aux", type=float, default=1.0)
     parser.add_argument("--dead-window", type=int, default=1000)
     parser.add_argument("--stock", action="store_true")
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument(
+        "--save", type=Path, help="the model's folder: save the SAE too"
+    )
     options = parser.parse_args()
     names = sorted(set(vars(options)) - {"activations", "output", "save"})
     settings = {name: getattr(options, name) for name in names}
@@ -317,9 +352,8 @@ def main() -> None:
         if file.tell() == 0:
             writer.writeheader()
         writer.writerows(lines)
-    if options.save:
-        name = f"{options.sae}-{options.weights}-seed{options.seed}"
-        sae.save_model(options.output / name)
+    if options.save is not None:
+        save(sae, options, scale)
 
 
 if __name__ == "__main__":
