@@ -22,6 +22,7 @@ __all__ = [
     "add_model",
     "add_output",
     "add_run_options",
+    "add_saes",
     "is_one_of_several",
     "names",
     "prices",
@@ -30,6 +31,18 @@ __all__ = [
 
 Subparsers = Any  # argparse's has no public name
 RUN_OPTIONS = ("matmul_precision", "max_norm_ratio")
+
+
+def add_saes(command: argparse.ArgumentParser, *, several: bool) -> None:
+    """Add where SAEs lie: several, which may be given names, or one."""
+    name = "[NAME=]" if several else ""
+    command.add_argument(
+        "sae",
+        nargs="+" if several else None,
+        metavar="SAE",
+        help=f"{name}FOLDER, {name}USER/REPO[:FOLDER] on the Hub, or {name}"
+        "RELEASE:SAE_ID of SAELens",
+    )
 
 
 def add_ks(command: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from sae_lens_hierarchical.cli.arguments import (
     add_ks,
     add_model,
     add_output,
+    add_saes,
 )
-from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.outputs import check_writable, refuse_existing
 from sae_lens_hierarchical.cli.results import show_next, write_and_show
 from sae_lens_hierarchical.defaults import CE_CONTEXTS, STORE_BATCH_SIZE, SWEEP_CONTEXTS
 
@@ -27,7 +29,7 @@ def add_parser(commands: Subparsers) -> None:
     command = commands.add_parser(
         "sweep", help="evaluate any SAEs of SAELens at many k"
     )
-    command.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    add_saes(command, several=True)
     add_ks(command)
     add_model(command)
     add_dataset(command, SWEEP_CONTEXTS)
@@ -69,8 +71,9 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     from sae_lens_hierarchical.eval.folders import sweep_checkpoints
 
     refuse_existing(options.output / "metrics.parquet", force=options.force)
+    check_writable(options.output)
     table = sweep_checkpoints(
-        options.checkpoint,
+        options.sae,
         options.k,
         model_name=options.model,
         dataset=options.dataset,
@@ -85,7 +88,8 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     write_and_show(table, options.k, options.output)
     ours = next((row.sae for row in table.rows if row.ours), None)
     if ours is not None:
-        path = table.provenance["checkpoints"][ours]["path"]
-        k = options.k[-1]
-        show_next(f"export {shlex.quote(path)} --k {k} --output {ours}_at_{k}")
+        origin = table.provenance["checkpoints"][ours]
+        sae, k = origin.get("path") or origin["id"], options.k[-1]
+        output = shlex.quote(f"{re.sub('[/:]', '_', ours)}_at_{k}")
+        show_next(f"export {shlex.quote(sae)} --k {k} --output {output}")
     return 0

@@ -24,7 +24,7 @@ from sae_lens_hierarchical.saes.normalization import normalize
 from sae_lens_hierarchical.saes.ranked import decode_prefixes, rank
 from sae_lens_hierarchical.saes.thresholds import above_threshold
 
-__all__ = ["InferenceModes", "ModeOutput"]
+__all__ = ["InferenceModes", "ModeOutput", "check_kind"]
 
 
 class ModeOutput(NamedTuple):
@@ -46,6 +46,14 @@ class ModeOutput(NamedTuple):
     squared_acts: Tensor
 
 
+def check_kind(sae: SAE[Any]) -> None:
+    """Raise a ValueError if an SAE is of a kind without inference modes here."""
+    # A subclass may choose features otherwise, as AbsTopK does.
+    known = (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)
+    if not isinstance(sae, HierarchicalTopKSAE) and type(sae) not in known:
+        raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
+
+
 class InferenceModes:
     """Runs one SAE of any kind in every inference mode that it has.
 
@@ -60,10 +68,7 @@ class InferenceModes:
     """
 
     def __init__(self, sae: SAE[Any], ks: Sequence[int]) -> None:
-        # A subclass may choose features otherwise, as AbsTopK does.
-        known = (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)
-        if not isinstance(sae, HierarchicalTopKSAE) and type(sae) not in known:
-            raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
+        check_kind(sae)
         ks = check_ks("ks", ks, sae.cfg.d_sae)
         self.sae = sae
         self.ks = sorted({*ks, self.trained_k or ks[-1]})
