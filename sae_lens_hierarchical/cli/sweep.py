@@ -16,6 +16,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_model,
     add_output,
     add_saes,
+    fraction,
 )
 from sae_lens_hierarchical.cli.outputs import check_writable, refuse_existing
 from sae_lens_hierarchical.cli.results import show_next, write_and_show
@@ -47,6 +48,12 @@ def add_parser(commands: Subparsers) -> None:
         help="evaluate SAEs by a threshold as well",
     )
     command.add_argument(
+        "--target-ev",
+        type=fraction,
+        metavar="X",
+        help="say at which k each SAE first explains this fraction of the variance",
+    )
+    command.add_argument(
         "--max-norm-ratio",
         type=float,
         metavar="X",
@@ -69,6 +76,7 @@ def add_parser(commands: Subparsers) -> None:
 def run(options: argparse.Namespace, _rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.eval.folders import sweep_checkpoints
+    from sae_lens_hierarchical.eval.target import smallest_ks
 
     refuse_existing(options.output / "metrics.parquet", force=options.force)
     check_writable(options.output)
@@ -86,6 +94,10 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     write_and_show(table, options.k, options.output)
+    if options.target_ev is not None:
+        print(f"Smallest k with an explained variance of {options.target_ev}:")
+        for found in smallest_ks(table, options.target_ev):
+            print(f"  {found.sae}: {found}")
     ours = next((row.sae for row in table.rows if row.ours), None)
     if ours is not None:
         origin = table.provenance["checkpoints"][ours]

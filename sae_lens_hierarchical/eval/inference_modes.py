@@ -20,6 +20,7 @@ from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAEConfig,
     calibrate_thresholds,
 )
+from sae_lens_hierarchical.saes.kinds import is_batchtopk, trained_k
 from sae_lens_hierarchical.saes.normalization import normalize
 from sae_lens_hierarchical.saes.ranked import decode_prefixes, rank
 from sae_lens_hierarchical.saes.thresholds import above_threshold
@@ -78,18 +79,14 @@ class InferenceModes:
         self._any_k: SAE[Any] = sae
         if isinstance(sae, TopKSAE) and not isinstance(sae, HierarchicalTopKSAE):
             self._any_k = HierarchicalTopKSAE.from_topk(sae)
-        elif isinstance(sae, JumpReLUSAE) and _has_one_threshold(sae):
+        elif isinstance(sae, JumpReLUSAE) and is_batchtopk(sae):
             self.architecture = "batchtopk"
             self._any_k = _without_threshold(sae, k_max=self.ks[-1])
 
     @property
     def trained_k(self) -> int | None:
         """The k that the SAE was trained at; None where it does not say."""
-        if isinstance(self.sae, HierarchicalTopKSAE):
-            return self.sae.k_max
-        if isinstance(self.sae, TopKSAE):
-            return self.sae.cfg.k
-        return self.sae.cfg.metadata.get("trained_k")
+        return trained_k(self.sae)
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Calibrate the thresholds of an SAE that was not trained with any.
@@ -166,10 +163,6 @@ def _norms(sae: SAE[Any]) -> Tensor:
     norms = sae.W_dec.norm(dim=-1)
     rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
     return torch.ones_like(norms) if rescaled else norms
-
-
-def _has_one_threshold(sae: JumpReLUSAE) -> bool:
-    return bool((sae.threshold == sae.threshold[0]).all())
 
 
 def _without_threshold(sae: JumpReLUSAE, k_max: int) -> HierarchicalTopKSAE:
