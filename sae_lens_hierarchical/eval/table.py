@@ -46,8 +46,8 @@ class BudgetMetrics:
             ``standard``; ``batchtopk`` for JumpReLU SAEs with one threshold for all
             features, as BatchTopK and Matryoshka SAEs are once trained.
         trained_k: The k that the SAE was trained at: K for HierarchicalTopK. For an SAE
-            that has no k, ``trained_k`` in its metadata (``compare`` notes it for
-            BatchTopK), or else its own L0, rounded.
+            that has no k, the one in its metadata (SAELens notes it for BatchTopK), or
+            else its own L0, rounded.
         activation: The inference mode. ``topk``: the k largest features of each token.
             ``jumprelu``: all features above a threshold that k exceed on average (B.5).
             ``own``: as an SAE without k is by itself, with ``k`` = ``trained_k``.

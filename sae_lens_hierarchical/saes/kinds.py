@@ -10,6 +10,8 @@ from sae_lens_hierarchical.saes.sae import HierarchicalTopKSAE
 
 __all__ = ["is_batchtopk", "trained_k"]
 
+_BATCHTOPK = ("batchtopk", "matryoshka_batchtopk")
+
 
 def is_batchtopk(sae: SAE[Any]) -> bool:
     """Tell whether an SAE is a JumpReLU one with one threshold for all features.
@@ -25,4 +27,14 @@ def trained_k(sae: SAE[Any]) -> int | None:
         return sae.k_max
     if isinstance(sae, TopKSAE):
         return sae.cfg.k
-    return sae.cfg.metadata.trained_k
+    metadata = sae.cfg.metadata
+    if (
+        metadata.trained_k is not None
+        or metadata.training_architecture not in _BATCHTOPK
+    ):
+        return metadata.trained_k
+    # SAELens notes there what a BatchTopK SAE was trained with: k may be a float.
+    details = metadata.training_architecture_details
+    k = details.get("k") if isinstance(details, dict) else None
+    whole = isinstance(k, int | float) and k in range(1, sae.cfg.d_sae + 1)
+    return int(k) if whole else None

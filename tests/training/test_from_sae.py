@@ -74,7 +74,7 @@ def topk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "d_sae": 256,
         "k": KS[-1],
         "n_batches_in_buffer": 32,
-        "training_tokens": 60_000,
+        "training_tokens": 40_000,
         "output_path": folder / "sae",
         "checkpoint_path": folder / "checkpoints",
     }
@@ -86,7 +86,7 @@ def test_a_short_training_makes_a_topk_sae_good_at_small_k(
     topk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "ours"
-    run = options(training_tokens=20_000, output_path=output)
+    run = options(training_tokens=15_000, output_path=output)
     run.append(f"--checkpoint_path={tmp_path / 'checkpoints'}")
 
     assert main(["train", "--from-sae", str(topk), *run]) == 0
@@ -128,7 +128,6 @@ def test_a_batchtopk_sae_keeps_its_ranking(
     cfg = make_config(
         architecture="batchtopk", rescale_acts_by_decoder_norm=rescale, n_checkpoints=0
     )
-    cfg.sae.metadata.trained_k = 8
     LanguageModelSAETrainingRunner(cfg, **data).run()
     source = SAE.load_from_disk(tmp_path / "output")
     assert isinstance(source, JumpReLUSAE)
@@ -163,6 +162,19 @@ def test_rows_of_different_norms_cannot_become_unit_rows(
 
     with pytest.raises(ValueError, match="acts_by_decoder_norm: False -> True"):
         sae_from_pretrained(cfg.sae, tmp_path / "sae", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(8, 8), (8.0, 8), (8.5, None), (65, None), ("8", None)]
+)
+def test_saelens_notes_the_k_of_a_batchtopk_sae(
+    k: object, expected: int | None, tmp_path: Path
+) -> None:
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=128, d_sae=64))
+    noted: dict[str, Any] = {"training_architecture_details": {"k": k}}
+    source = save(sae, tmp_path / "it", training_architecture="batchtopk", **noted)
+
+    assert fields_of_source(source).get("k") == expected
 
 
 def save(sae: SAE[Any], folder: Path, **metadata: Any) -> str:
