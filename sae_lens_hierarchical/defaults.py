@@ -19,6 +19,7 @@ __all__ = [
     "MATMUL_PRECISION",
     "MEDIAN_TOKENS",
     "METHOD",
+    "N_BATCHES_IN_BUFFER",
     "QUICKSTART_OUTPUT",
     "SAEBENCH_CONTEXTS",
     "SEED",
@@ -33,6 +34,7 @@ DEVICE = "cpu"
 MATMUL_PRECISION: Final = "high"
 SEED = 0
 
+N_BATCHES_IN_BUFFER = 64  # contexts that training's buffer holds
 SWEEP_CONTEXTS = 256
 CE_CONTEXTS = 64
 COMPARISON_CONTEXTS = 1024

@@ -157,6 +157,17 @@ class HubHandler(SimpleHTTPRequestHandler):
             if path in files
         ]
 
+    def _tree(self, repo_id: str, _asked: None) -> Any:
+        return [
+            {
+                "type": "file",
+                "path": path,
+                "size": len(content),
+                "oid": git_hash(content),
+            }
+            for path, content in self.server.files(repo_id).items()
+        ]
+
     def _commit(self, repo_id: str, body: bytes) -> Any:
         changes = {}
         for line in body.splitlines():
@@ -179,7 +190,14 @@ class HubHandler(SimpleHTTPRequestHandler):
 
     def _download(self, *, body: bool) -> None:
         self._note()
-        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", unquote(self.path))
+        path = unquote(self.path)
+        if tree := re.match(r"/api/models/([^/]+/[^/]+)/tree/main\?", path):
+            self._in_repo(tree[1], self._tree, None)
+            return
+        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/(?:main|[0-9a-f]{40})/(.+)", path)
+        if match and not (self.server.root / match[1]).exists():
+            self._error(404, "RepoNotFound")
+            return
         content = self.server.files(match[1]).get(match[2]) if match else None
         if content is None:
             self._error(404, "EntryNotFound")

@@ -22,6 +22,9 @@ __all__ = [
     "add_model",
     "add_output",
     "add_run_options",
+    "add_saes",
+    "fraction",
+    "given_in",
     "is_one_of_several",
     "names",
     "prices",
@@ -30,6 +33,18 @@ __all__ = [
 
 Subparsers = Any  # argparse's has no public name
 RUN_OPTIONS = ("matmul_precision", "max_norm_ratio")
+
+
+def add_saes(command: argparse.ArgumentParser, *, several: bool) -> None:
+    """Add where SAEs lie: several, which may be given names, or one."""
+    name = "[NAME=]" if several else ""
+    command.add_argument(
+        "sae",
+        nargs="+" if several else None,
+        metavar="SAE",
+        help=f"{name}FOLDER, {name}USER/REPO[:FOLDER] on the Hub, or {name}"
+        "RELEASE:SAE_ID of SAELens",
+    )
 
 
 def add_ks(command: argparse.ArgumentParser) -> None:
@@ -128,17 +143,24 @@ def saelens_config(
 
     if not {"-h", "--help"}.isdisjoint(rest):
         print(options.help())
-    given = {option.partition("=")[0] for option in rest}
-    unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
+    given = given_in(rest)
+    # For None, lists and objects its parser has no word, or several.
+    words = {n: v for n, v in fields.items() if isinstance(v, bool | int | float | str)}
+    set_later = [n for n in fields if n not in words and n not in given]
     # Of two options with one name SAELens's parser takes the later one.
-    defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
+    defaults = [f"--{n}={v}" for n, v in words.items()]
     ours = options_in(options.help()) | {f"--{name}" for name in fields}
     cfg = _parse([*defaults, *rest], ours)
-    for name in unset:  # for which its parser has no word
-        setattr(cfg, name, None)
+    for name in set_later:
+        setattr(cfg, name, fields[name])
     given_ours = {n: getattr(options, n) for n in RUN_OPTIONS}
     added = {name: value for name, value in given_ours.items() if value is not None}
     return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | added)
+
+
+def given_in(rest: list[str]) -> set[str]:
+    """Return the names of SAELens's options that the user gave."""
+    return {option.partition("=")[0].removeprefix("--") for option in rest}
 
 
 def _parse(args: list[str], ours: set[str]) -> Any:
@@ -172,6 +194,18 @@ def prices(text: str) -> tuple[float, float]:
         message = f"must be two numbers with a comma between them, got {text!r}"
         raise argparse.ArgumentTypeError(message) from None
     return prompts, answers
+
+
+def fraction(text: str) -> float:
+    """Read a number above 0 and below 1."""
+    message = f"must be a number above 0 and below 1, got {text!r}"
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(message) from None
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(message)
+    return value
 
 
 def _integers(text: str) -> list[int]:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_ks
+from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_ks, add_saes
 from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.defaults import EXPORTED_ARCHITECTURE
@@ -19,7 +19,7 @@ def add_parser(commands: Subparsers) -> None:
     command = commands.add_parser(
         "export", help="write plain SAELens checkpoints, which need no plugin"
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    add_saes(command, several=False)
     add_ks(command)
     command.add_argument(
         "--architecture",
@@ -45,13 +45,11 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     from sae_lens_hierarchical.loading import load_sae
     from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
-    sae = load_sae(options.checkpoint)
+    sae = load_sae(options.sae)
     if not isinstance(sae, HierarchicalTopKSAE):
         architecture = sae.cfg.architecture()
-        raise ValueError(
-            f"{options.checkpoint} is a {architecture} SAE, no hierarchical_topk"
-        )
-    if options.output.resolve() == options.checkpoint.resolve():
+        raise ValueError(f"{options.sae} is a {architecture} SAE, no hierarchical_topk")
+    if options.output.resolve() == Path(options.sae).resolve():
         raise ValueError("--output would overwrite the checkpoint")
     several = [options.output / f"k_{k}" for k in options.k]
     written = [options.output] if len(options.k) == 1 else several

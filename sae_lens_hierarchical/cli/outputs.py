@@ -1,10 +1,23 @@
-"""What commands do where their outputs would replace others."""
+"""Whether commands can write their outputs, and may replace others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["refuse_existing"]
+from sae_lens_hierarchical.files.writable import writable
+
+__all__ = ["check_writable", "refuse_existing"]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a ValueError if a command could not write to a folder in the end."""
+    try:
+        with writable(folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--output must be a folder that can be written, got {folder}: {error}"
+        ) from error
 
 
 def refuse_existing(*outputs: Path, option: str = "--output", force: bool) -> None:

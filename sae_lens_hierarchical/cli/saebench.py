@@ -12,6 +12,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_ks,
     add_model,
     add_output,
+    add_saes,
     names,
     prices,
 )
@@ -27,7 +28,7 @@ __all__ = ["add_parser", "run"]
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
     command = commands.add_parser("saebench", help="run SAEBench on any SAEs at many k")
-    command.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    add_saes(command, several=True)
     add_ks(command)
     command.add_argument(
         "--evals",
@@ -105,7 +106,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
             price=options.price,
         )
     saebench_checkpoints(
-        options.checkpoint,
+        options.sae,
         options.k,
         options.evals,
         options.output,

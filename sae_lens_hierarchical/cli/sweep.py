@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from sae_lens_hierarchical.cli.arguments import (
     add_ks,
     add_model,
     add_output,
+    add_saes,
+    fraction,
 )
-from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.outputs import check_writable, refuse_existing
 from sae_lens_hierarchical.cli.results import show_next, write_and_show
 from sae_lens_hierarchical.defaults import CE_CONTEXTS, STORE_BATCH_SIZE, SWEEP_CONTEXTS
 
@@ -27,7 +30,7 @@ def add_parser(commands: Subparsers) -> None:
     command = commands.add_parser(
         "sweep", help="evaluate any SAEs of SAELens at many k"
     )
-    command.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    add_saes(command, several=True)
     add_ks(command)
     add_model(command)
     add_dataset(command, SWEEP_CONTEXTS)
@@ -43,6 +46,12 @@ def add_parser(commands: Subparsers) -> None:
         "--jumprelu",
         action="store_true",
         help="evaluate SAEs by a threshold as well",
+    )
+    command.add_argument(
+        "--target-ev",
+        type=fraction,
+        metavar="X",
+        help="say at which k each SAE first explains this fraction of the variance",
     )
     command.add_argument(
         "--max-norm-ratio",
@@ -67,10 +76,12 @@ def add_parser(commands: Subparsers) -> None:
 def run(options: argparse.Namespace, _rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.eval.folders import sweep_checkpoints
+    from sae_lens_hierarchical.eval.target import smallest_ks
 
     refuse_existing(options.output / "metrics.parquet", force=options.force)
+    check_writable(options.output)
     table = sweep_checkpoints(
-        options.checkpoint,
+        options.sae,
         options.k,
         model_name=options.model,
         dataset=options.dataset,
@@ -83,9 +94,14 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     write_and_show(table, options.k, options.output)
+    if options.target_ev is not None:
+        print(f"Smallest k with an explained variance of {options.target_ev}:")
+        for found in smallest_ks(table, options.target_ev):
+            print(f"  {found.sae}: {found}")
     ours = next((row.sae for row in table.rows if row.ours), None)
     if ours is not None:
-        path = table.provenance["checkpoints"][ours]["path"]
-        k = options.k[-1]
-        show_next(f"export {shlex.quote(path)} --k {k} --output {ours}_at_{k}")
+        origin = table.provenance["checkpoints"][ours]
+        sae, k = origin.get("path") or origin["id"], options.k[-1]
+        output = shlex.quote(f"{re.sub('[/:]', '_', ours)}_at_{k}")
+        show_next(f"export {shlex.quote(sae)} --k {k} --output {output}")
     return 0

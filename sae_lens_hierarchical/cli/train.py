@@ -14,6 +14,7 @@ from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
     add_force,
     add_run_options,
+    given_in,
     is_one_of_several,
     saelens_config,
 )
@@ -21,7 +22,7 @@ from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.progress import without_progress
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
-from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
+from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED, N_BATCHES_IN_BUFFER
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -38,6 +39,8 @@ def add_parser(commands: Subparsers) -> None:
         help="train on any model with SAELens's options",
         usage="sae-lens-hierarchical train [--preset NAME] [--force] "
         "[SAELENS_OPTION ...]\n"
+        "       sae-lens-hierarchical train --from-sae SAE --training_tokens N "
+        "[SAELENS_OPTION ...]\n"
         "       sae-lens-hierarchical train --resume FOLDER [--output FOLDER] "
         "[--trust-remote-code]",
         # --help is SAELens's, which has all the options.
@@ -52,6 +55,12 @@ def add_parser(commands: Subparsers) -> None:
     source.add_argument(
         "--resume", type=Path, metavar="FOLDER", help="go on with a run that was killed"
     )
+    source.add_argument(
+        "--from-sae",
+        metavar="SAE",
+        help="start from a TopK or BatchTopK SAE: FOLDER, USER/REPO[:FOLDER] on the "
+        "Hub, or RELEASE:SAE_ID of SAELens; model, data and sizes are its own",
+    )
     command.add_argument(
         "--training_tokens", type=int, metavar="N", help="tokens that the SAE sees"
     )
@@ -65,8 +74,8 @@ def add_parser(commands: Subparsers) -> None:
     command.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="with --resume: let the model's and the dataset's own code run, if the "
-        "run's config says so",
+        help="with --resume or --from-sae: let the model's and the dataset's own code "
+        "run, if the run or the SAE says so",
     )
     add_force(command)
     add_run_options(command)
@@ -113,7 +122,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     if options.resume is None:
         with one_error:
             cfg = _new_config(options, rest)
-        runner = runner_class(cfg)
+        untrusted = options.from_sae is not None and not options.trust_remote_code
+        new = runner_class.without_remote_code if untrusted else runner_class
+        runner = new(cfg)
     else:
         given = {"--training_tokens": options.training_tokens}
         given |= {f"--{name}": getattr(options, name) for name in RUN_OPTIONS}
@@ -150,7 +161,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     from sae_lens_hierarchical.training.presets import preset_fields
 
-    if options.output is not None or options.trust_remote_code:
+    trusts = options.trust_remote_code and options.from_sae is None
+    if options.output is not None or trusts:
         raise ValueError(
             "--output and --trust-remote-code are for --resume; a new run takes "
             "SAELens's --output_path and --model_from_pretrained_kwargs"
@@ -160,6 +172,8 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
         fields = preset_fields(options.preset, options.training_tokens)
         if options.preset == BUNDLED:
             fields["log_to_wandb"] = False
+    elif options.from_sae is not None:
+        fields = _fields_of_source(options, given_in(rest))
     elif options.training_tokens is not None:
         fields["training_tokens"] = options.training_tokens
     elif not rest:
@@ -171,6 +185,31 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
         sae = Path(cfg.output_path) / "cfg.json"
         refuse_existing(sae, option="--output_path", force=options.force)
     return cfg
+
+
+def _fields_of_source(options: argparse.Namespace, given: set[str]) -> dict[str, Any]:
+    """Return the fields that --from-sae stands for, but for those ``given``."""
+    from sae_lens_hierarchical.training.fine_tuning import fields_of_source
+
+    if options.training_tokens is None:
+        raise ValueError("--from-sae needs --training_tokens: on how many to train it")
+    if "architecture" in given:
+        raise ValueError(f"--from-sae has one architecture, {ARCHITECTURE}")
+    fields = fields_of_source(options.from_sae)
+    if "model_name" in given:  # that model has not asked for them
+        fields.pop("model_from_pretrained_kwargs", None)
+    needed = ("k", "model_name", "hook_name", "dataset_path", "context_size")
+    missing = [f"--{n}" for n in needed if n not in fields and n not in given]
+    if missing:
+        raise ValueError(
+            f"{options.from_sae} does not say what it was trained with: give "
+            f"{' and '.join(missing)}"
+        )
+    return {
+        "n_batches_in_buffer": N_BATCHES_IN_BUFFER,
+        "training_tokens": options.training_tokens,
+        **fields,
+    }
 
 
 def _is_finished(options: argparse.Namespace) -> bool:

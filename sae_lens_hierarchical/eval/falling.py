@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sae_lens_hierarchical.eval.statistics import as_double
-
 __all__ = ["ErrorGrowth"]
 
 # Standard errors of the mean over tokens that a growth must exceed.
@@ -20,14 +18,13 @@ class ErrorGrowth:
         self._previous: tuple[int, Tensor] | None = None
         self._sums: dict[tuple[int, int], tuple[float, float]] = {}
 
-    def add(self, k: int, error: Tensor) -> None:
+    def add(self, k: int, squared: Tensor) -> None:
         """Add a batch at one k; the k of a batch come in ascending order.
 
         Args:
             k: The number of features.
-            error: x̂ - x, [tokens, d_in].
+            squared: ‖x̂ - x‖², [tokens], float64.
         """
-        squared = as_double(error).pow(2).sum(dim=-1)
         if self._previous is None or k <= self._previous[0]:
             self._tokens += len(squared)
         else:

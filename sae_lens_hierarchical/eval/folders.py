@@ -1,4 +1,4 @@
-"""Evaluates SAEs in folders, whose metadata name the model and the dataset."""
+"""Evaluates saved SAEs, whose metadata name the model and the dataset."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from sae_lens_hierarchical.defaults import (
     STORE_BATCH_SIZE,
     SWEEP_CONTEXTS,
 )
+from sae_lens_hierarchical.eval.inference_modes import check_kind
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.loading import (
+    find_saes,
     load_model_and_dataset,
     load_saes,
     load_store,
-    name_checkpoints,
 )
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes.checks import check_size
@@ -42,7 +43,7 @@ _PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
 
 
 def sweep_checkpoints(
-    checkpoints: Sequence[Path],
+    checkpoints: Sequence[str | Path],
     ks: Sequence[int],
     *,
     model_name: str | None = None,
@@ -55,10 +56,11 @@ def sweep_checkpoints(
     device: str = DEVICE,
     trust_remote_code: bool = False,
 ) -> MetricsTable:
-    """Evaluate SAEs in folders at each k; see ``sweep_store``.
+    """Evaluate saved SAEs at each k; see ``sweep_store``.
 
     Args:
-        checkpoints: Folders of SAEs of SAELens that were trained on one model.
+        checkpoints: SAEs of SAELens that were trained on one model, as ``find_saes``
+            takes them: folders, or ids on the Hub or of SAELens's releases.
         ks: Strictly increasing numbers of features.
         model_name: A model on the Hub or on disk; default the SAEs' own.
         dataset: A dataset on the Hub or on disk, as SAELens takes it; default what the
@@ -72,16 +74,17 @@ def sweep_checkpoints(
         trust_remote_code: Whether Python that lies with the model may run.
 
     Returns:
-        The table. SAEs are called by their folders' names, or paths where names clash.
+        The table, whose provenance says where each SAE is from.
 
     Raises:
-        ValueError: If ``ks`` does not fit, an SAE cannot be loaded, the SAEs' metadata
-            name no model or different ones, or it needs Python of its own.
+        ValueError: If ``ks`` does not fit, an SAE cannot be found or loaded, the SAEs'
+            metadata name no model or different ones, or it needs Python of its own.
     """
-    paths = name_checkpoints(checkpoints)
-    saes = load_saes(paths, device, model_name)
+    sources = find_saes(checkpoints)
+    saes = load_saes(sources, device, model_name)
     for sae in saes.values():
         check_ks("ks", ks, sae.cfg.d_sae)
+        check_kind(sae)
     model, data, dataset_name = load_model_and_dataset(
         saes, dataset, device, trust_remote_code=trust_remote_code
     )
@@ -98,8 +101,8 @@ def sweep_checkpoints(
     )
     table.provenance["dataset"] = dataset_name
     table.provenance["checkpoints"] = {
-        name: {"path": str(path.resolve()), "sha256": _sha256(path)}
-        for name, path in paths.items()
+        name: source.provenance() | _sha256(source.place)
+        for name, source in sources.items()
     }
     return table
 
@@ -201,9 +204,12 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _sha256(checkpoint: Path) -> str:
+def _sha256(place: Path | tuple[str, str]) -> dict[str, str]:
+    """Return the checksum of an SAE's weights; nothing of a release, which has many."""
+    if not isinstance(place, Path):
+        return {}
     digest = hashlib.sha256()
-    with (checkpoint / SAE_WEIGHTS_FILENAME).open("rb") as file:
+    with (place / SAE_WEIGHTS_FILENAME).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
+    return {"sha256": digest.hexdigest()}

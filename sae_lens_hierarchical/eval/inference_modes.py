@@ -20,11 +20,12 @@ from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAEConfig,
     calibrate_thresholds,
 )
+from sae_lens_hierarchical.saes.kinds import is_batchtopk, trained_k
 from sae_lens_hierarchical.saes.normalization import normalize
 from sae_lens_hierarchical.saes.ranked import decode_prefixes, rank
 from sae_lens_hierarchical.saes.thresholds import above_threshold
 
-__all__ = ["InferenceModes", "ModeOutput"]
+__all__ = ["InferenceModes", "ModeOutput", "check_kind"]
 
 
 class ModeOutput(NamedTuple):
@@ -46,6 +47,14 @@ class ModeOutput(NamedTuple):
     squared_acts: Tensor
 
 
+def check_kind(sae: SAE[Any]) -> None:
+    """Raise a ValueError if an SAE is of a kind without inference modes here."""
+    # A subclass may choose features otherwise, as AbsTopK does.
+    known = (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)
+    if not isinstance(sae, HierarchicalTopKSAE) and type(sae) not in known:
+        raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
+
+
 class InferenceModes:
     """Runs one SAE of any kind in every inference mode that it has.
 
@@ -60,10 +69,7 @@ class InferenceModes:
     """
 
     def __init__(self, sae: SAE[Any], ks: Sequence[int]) -> None:
-        # A subclass may choose features otherwise, as AbsTopK does.
-        known = (TopKSAE, JumpReLUSAE, GatedSAE, StandardSAE)
-        if not isinstance(sae, HierarchicalTopKSAE) and type(sae) not in known:
-            raise ValueError(f"sweep does not know SAEs of type {type(sae).__name__}")
+        check_kind(sae)
         ks = check_ks("ks", ks, sae.cfg.d_sae)
         self.sae = sae
         self.ks = sorted({*ks, self.trained_k or ks[-1]})
@@ -73,18 +79,14 @@ class InferenceModes:
         self._any_k: SAE[Any] = sae
         if isinstance(sae, TopKSAE) and not isinstance(sae, HierarchicalTopKSAE):
             self._any_k = HierarchicalTopKSAE.from_topk(sae)
-        elif isinstance(sae, JumpReLUSAE) and _has_one_threshold(sae):
+        elif isinstance(sae, JumpReLUSAE) and is_batchtopk(sae):
             self.architecture = "batchtopk"
             self._any_k = _without_threshold(sae, k_max=self.ks[-1])
 
     @property
     def trained_k(self) -> int | None:
         """The k that the SAE was trained at; None where it does not say."""
-        if isinstance(self.sae, HierarchicalTopKSAE):
-            return self.sae.k_max
-        if isinstance(self.sae, TopKSAE):
-            return self.sae.cfg.k
-        return self.sae.cfg.metadata.get("trained_k")
+        return trained_k(self.sae)
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Calibrate the thresholds of an SAE that was not trained with any.
@@ -161,10 +163,6 @@ def _norms(sae: SAE[Any]) -> Tensor:
     norms = sae.W_dec.norm(dim=-1)
     rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
     return torch.ones_like(norms) if rescaled else norms
-
-
-def _has_one_threshold(sae: JumpReLUSAE) -> bool:
-    return bool((sae.threshold == sae.threshold[0]).all())
 
 
 def _without_threshold(sae: JumpReLUSAE, k_max: int) -> HierarchicalTopKSAE:

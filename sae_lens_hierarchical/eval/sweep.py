@@ -17,7 +17,16 @@ from sae_lens_hierarchical.defaults import MEDIAN_TOKENS
 from sae_lens_hierarchical.eval.falling import ErrorGrowth
 from sae_lens_hierarchical.eval.inference_modes import InferenceModes
 from sae_lens_hierarchical.eval.splicing import HookLocation, SplicedModel
-from sae_lens_hierarchical.eval.statistics import ModeStatistics, RunningMoments
+from sae_lens_hierarchical.eval.standard_error import (
+    ContextGroups,
+    group_of_tokens,
+    sum_by_group,
+)
+from sae_lens_hierarchical.eval.statistics import (
+    ModeStatistics,
+    RunningMoments,
+    as_double,
+)
 from sae_lens_hierarchical.eval.table import BudgetMetrics
 from sae_lens_hierarchical.ops.norms import (
     check_max_norm_ratio,
@@ -104,15 +113,21 @@ def sweep(
             one.modes.calibrate(by_location[one.location] for by_location in x)
         del x
         batches = itertools.chain(first, batches)
+    contexts = 0
     for n, batch in enumerate(batches):
         to_logits = ce_batches is None or n < ce_batches
         spliced = SplicedModel(model, batch, inputs, to_logits=to_logits)
         for one in evaluations:
             one.check_d_in(spliced)
+        groups = {
+            location: group_of_tokens(spliced.keep[location], contexts)
+            for location in inputs
+        }
+        contexts += len(batch)
         for location, at in inputs.items():
-            at.add(spliced, location)
+            at.add(spliced, location, groups[location])
         for one in evaluations:
-            one.add(spliced, jumprelu=jumprelu)
+            one.add(spliced, groups[one.location], jumprelu=jumprelu)
             if progress is not None:
                 progress()
     for one in evaluations:
@@ -173,6 +188,7 @@ class _Inputs:
 
     Attributes:
         x: The moments of the activations.
+        groups: Those in each group of contexts.
         norms: The norms of the first tokens, for the warning about a few of them.
         excluded_tokens: How many tokens were not evaluated.
         outlier_tokens: How many of these for their norms alone.
@@ -183,15 +199,19 @@ class _Inputs:
 
     def __init__(self, d_in: int) -> None:
         self.x = RunningMoments(d_in)
+        self.groups = ContextGroups(d_in)
         self.norms: list[Tensor] = []
         self.excluded_tokens = self.outlier_tokens = self.ce_tokens = 0
         self.loss_clean = self.loss_zeroed = 0.0
 
-    def add(self, spliced: SplicedModel, location: HookLocation) -> None:
+    def add(
+        self, spliced: SplicedModel, location: HookLocation, groups: Tensor
+    ) -> None:
         x = spliced.x[location]
         if self.x.count < THRESHOLD_TOKENS:
             self.norms.append(norms(x).cpu())
         self.x.add(x)
+        self.groups.add(x, groups)
         self.outlier_tokens += spliced.outliers[location]
         self.excluded_tokens += spliced.batch.numel() - len(x)
         if spliced.clean_logits is not None:
@@ -210,6 +230,7 @@ class _Evaluation:
         self.location = HookLocation.of(sae)
         self.modes = InferenceModes(sae, ks)
         self.statistics: dict[tuple[str, int | None], ModeStatistics] = {}
+        self._squared_errors: dict[tuple[str, int | None], Tensor] = {}
         self._growth = ErrorGrowth()
 
     def check_d_in(self, spliced: SplicedModel) -> None:
@@ -220,7 +241,7 @@ class _Evaluation:
                 f"{width} wide"
             )
 
-    def add(self, spliced: SplicedModel, *, jumprelu: bool) -> None:
+    def add(self, spliced: SplicedModel, groups: Tensor, *, jumprelu: bool) -> None:
         activations = spliced.x[self.location]
         x = activations.to(self.sae.W_dec)
         for activation, k, x_hat, *sums in self.modes.run(x, jumprelu=jumprelu):
@@ -228,8 +249,12 @@ class _Evaluation:
             statistics = self.statistics.setdefault((activation, k), empty)
             own = activations.to(x_hat.device).float()
             statistics.add(own, x_hat.float(), *sums)
+            squared = as_double(x_hat.float() - own).pow(2).sum(dim=-1)
+            by_group = sum_by_group(squared, groups)
+            before = self._squared_errors.get((activation, k), 0)
+            self._squared_errors[activation, k] = before + by_group
             if activation == "topk" and k is not None:
-                self._growth.add(k, x_hat.float() - own)
+                self._growth.add(k, squared)
             if spliced.clean_logits is not None:
                 logits = spliced.logits(self.location, x_hat)
                 loss, kl_div = spliced.loss_and_kl_div(self.location, logits)
@@ -276,6 +301,9 @@ class _Evaluation:
                 max_norm=self.location.max_norm,
                 l0=int(firings.sum()) / tokens,
                 explained_variance=1 - mse / variance,
+                explained_variance_se=inputs.groups.standard_error(
+                    self._squared_errors[activation, k]
+                ),
                 fvu_centered=statistics.error.variance() / variance,
                 mse=mse,
                 cosine_similarity=statistics.cosine / tokens,

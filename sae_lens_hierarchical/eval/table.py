@@ -46,8 +46,8 @@ class BudgetMetrics:
             ``standard``; ``batchtopk`` for JumpReLU SAEs with one threshold for all
             features, as BatchTopK and Matryoshka SAEs are once trained.
         trained_k: The k that the SAE was trained at: K for HierarchicalTopK. For an SAE
-            that has no k, ``trained_k`` in its metadata (``compare`` notes it for
-            BatchTopK), or else its own L0, rounded.
+            that has no k, the one in its metadata (SAELens notes it for BatchTopK), or
+            else its own L0, rounded.
         activation: The inference mode. ``topk``: the k largest features of each token.
             ``jumprelu``: all features above a threshold that k exceed on average (B.5).
             ``own``: as an SAE without k is by itself, with ``k`` = ``trained_k``.
@@ -64,6 +64,8 @@ class BudgetMetrics:
         kl_div: KL of the model's next-token distribution with x̂ from that with x, nats.
         l0: L0, the mean number of active features of a token (§3.1).
         explained_variance: 1 - E‖x - x̂‖² / Var(x).
+        explained_variance_se: Its standard error over contexts, by the jackknife over
+            up to 32 groups of them; None where that is not known.
         fvu_centered: Var(x - x̂) / Var(x), the paper's FVU (§3.1).
         mse: E‖x - x̂‖², summed over d_in.
         cosine_similarity: The mean cosine of x and x̂.
@@ -90,6 +92,7 @@ class BudgetMetrics:
     ce_tokens: int
     l0: float
     explained_variance: float
+    explained_variance_se: float | None = None
     fvu_centered: float
     mse: float
     cosine_similarity: float

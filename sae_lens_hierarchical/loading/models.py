@@ -231,7 +231,8 @@ def _load_model(
         raise ValueError(
             f"{name}'s metadata load {model_name!r} with {refused}, which an SAE may "
             f"not ask for{flag if 'trust_remote_code' in refused else ''}. A model "
-            "that you name with --model (in Python: model_name) is loaded without them"
+            "that you name with --model (--model_name of train; in Python: model_name) "
+            "is loaded without them"
         )
     try:
         with no_remote_code_prompt():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +27,24 @@ from sae_lens_hierarchical.loading.files import (
     read_tensors_checked,
 )
 from sae_lens_hierarchical.loading.models import allowed_model_kwargs
+from sae_lens_hierarchical.loading.sources import SAESource, find_sae
 from sae_lens_hierarchical.saes.checks import check_k
 
-__all__ = ["load_sae", "load_saes", "name_checkpoints"]
+__all__ = ["load_sae", "load_saes"]
 
-_LISTED = 10
-
-
-def name_checkpoints(checkpoints: Sequence[Path]) -> dict[str, Path]:
-    """Return checkpoints by their folders' names, or by paths where names clash."""
-    paths = {path.resolve().name: path for path in checkpoints}
-    if len(paths) < len(checkpoints):
-        paths = {str(path): path for path in checkpoints}
-    return paths
+# What SAELens folds into the weights when training ends.
+_FOLDED = ("expected_average_only_in", "covariance_whitening")
 
 
 def load_saes(
-    checkpoints: Mapping[str, Path], device: str = DEVICE, model_name: str | None = None
+    sources: Mapping[str, str | Path | SAESource],
+    device: str = DEVICE,
+    model_name: str | None = None,
 ) -> dict[str, SAE[Any]]:
     """Load SAEs that are to be compared, by name.
 
     Args:
-        checkpoints: Their folders.
+        sources: Where they lie, as ``load_sae`` takes them.
         device: Where to put them.
         model_name: Their model; default the one that their metadata name. For a model
             that the user names, arguments that metadata may not set, and the revision
@@ -58,7 +54,7 @@ def load_saes(
         ValueError: If one cannot be loaded, or they say nothing of their model, or have
             different ones.
     """
-    saes = {name: load_sae(path, device) for name, path in checkpoints.items()}
+    saes = {name: load_sae(source, device) for name, source in sources.items()}
     if model_name is not None:
         for name, sae in saes.items():
             metadata = sae.cfg.metadata
@@ -82,29 +78,29 @@ def load_saes(
     return saes
 
 
-def load_sae(folder: str | Path, device: str = DEVICE) -> SAE[Any]:
+def load_sae(source: str | Path | SAESource, device: str = DEVICE) -> SAE[Any]:
     """Load any SAE of SAELens that was saved, or a checkpoint of its training.
+
+    Nothing that lies with it runs. A release's files are read by SAELens, in float32.
 
     SAELens folds what activations were normalized by into the weights when training
     ends. Until then it lies beside the weights, and is folded here: ``cfg.json`` says
     whether that is still to be done. One without ``dtype`` means float32.
 
     Args:
-        folder: The SAE's folder.
+        source: The SAE's folder, or another one that ``find_sae`` takes.
         device: Where to put it.
 
     Raises:
-        ValueError: If there is no SAE, naming those below the folder; or if a file is
-            missing, broken or does not fit, or a weight is not finite, naming it.
+        ValueError: If there is no SAE, naming those close by; or if a file is missing,
+            broken or does not fit, or a weight is not finite, naming it.
         OSError: If a file may not be read.
     """
-    folder = Path(folder)
-    if not (folder / SAE_CFG_FILENAME).exists():
-        raise ValueError(_no_sae(folder))
+    if not isinstance(source, SAESource):
+        source = find_sae(source)
     try:
-        sae = SAE.load_from_disk(folder, converter=_read_sae)
+        sae = _load(source.place)
         _check_ks(sae)
-        _fold_normalization(sae, folder)
         for name, tensor in sae.state_dict().items():
             # An unknown threshold is NaN.
             if name != "thresholds" and not tensor.isfinite().all():
@@ -115,23 +111,24 @@ def load_sae(folder: str | Path, device: str = DEVICE) -> SAE[Any]:
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(
-            f"the SAE in {folder} cannot be loaded: {kind}{error}"
+            f"the SAE in {source.id} cannot be loaded: {kind}{error}"
         ) from error
     return sae.to(device=device)
 
 
-def _no_sae(folder: Path) -> str:
-    """Return the error message for a folder without an SAE: it names those close by."""
-    near = folder if folder.is_dir() else folder.parent
-    cfgs = [c for n in range(4) for c in near.glob("[!.]*/" * n + SAE_CFG_FILENAME)]
-    found = sorted(str(cfg.parent) for cfg in cfgs)
-    message = f"there is no SAE in {folder}"
-    if not folder.exists():
-        message += ", which does not exist"
-    if found:
-        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-        message += f"; SAEs in {near}: {', '.join(found[:_LISTED])}{more}"
-    return message
+def _load(place: Path | tuple[str, str]) -> SAE[Any]:
+    if isinstance(place, Path):
+        sae = SAE.load_from_disk(place, converter=_read_sae)
+        _fold_normalization(sae, place)
+        return sae
+    sae = SAE.from_pretrained(*place)
+    check_config(sae.cfg.to_dict())
+    if sae.cfg.normalize_activations in _FOLDED:
+        raise ValueError(
+            f"normalize_activations is {sae.cfg.normalize_activations!r}, and SAELens "
+            "does not say what is to be folded into the weights"
+        )
+    return sae
 
 
 def _read_sae(
@@ -161,7 +158,7 @@ def _fold_normalization(sae: SAE[Any], folder: Path) -> None:
     """Fold into the weights what the config says is not folded yet."""
     normalization = sae.cfg.normalize_activations
     path = folder / ACTIVATION_SCALER_CFG_FILENAME
-    if normalization not in ("expected_average_only_in", "covariance_whitening"):
+    if normalization not in _FOLDED:
         return
     if not path.exists():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Runs SAEBench on SAEs in folders, whose metadata name the model and the dataset."""
+"""Runs SAEBench on saved SAEs, whose metadata name the model and the dataset."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sae_lens_hierarchical.defaults import (
     STORE_BATCH_SIZE,
 )
 from sae_lens_hierarchical.loading import (
+    find_saes,
     load_model_and_dataset,
     load_saes,
-    name_checkpoints,
 )
 from sae_lens_hierarchical.saebench.evals import (
     SAEBench,
@@ -28,7 +28,7 @@ EVALS = ("core", "autointerp", "sparse_probing")
 
 
 def saebench_checkpoints(
-    checkpoints: Sequence[Path],
+    checkpoints: Sequence[str | Path],
     ks: Sequence[int],
     evals: Sequence[str],
     output: Path,
@@ -44,10 +44,11 @@ def saebench_checkpoints(
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Run evals of SAEBench on SAEs in folders at each k; see ``SAEBench``.
+    """Run evals of SAEBench on SAEs at each k; see ``SAEBench``.
 
     Args:
-        checkpoints: Folders of SAEs of SAELens that were trained on one model.
+        checkpoints: SAEs of SAELens that were trained on one model, as ``find_saes``
+            takes them: folders, or ids on the Hub or of SAELens's releases.
         ks: Strictly increasing numbers of features.
         evals: Some of ``core``, ``autointerp`` and ``sparse_probing``.
         output: Where the results go.
@@ -71,7 +72,7 @@ def saebench_checkpoints(
         raise ValueError(f"evals must be some of {EVALS}, got {unknown}")
     if judge is None and "autointerp" in evals:
         raise ValueError("autointerp needs a judge, and no model was named for it")
-    saes = load_saes(name_checkpoints(checkpoints), device, model_name)
+    saes = load_saes(find_saes(checkpoints), device, model_name)
     model, data, dataset_name = load_model_and_dataset(
         saes, dataset, device, trust_remote_code=trust_remote_code
     )

@@ -7,16 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sae_lens import TopKSAE, TrainingSAE, TrainingSAEConfig
+from sae_lens import SAE, TopKSAE, TrainingSAE, TrainingSAEConfig
 
+from sae_lens_hierarchical.defaults import ARCHITECTURE
 from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAE,
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
 )
+from sae_lens_hierarchical.saes.kinds import is_batchtopk, trained_k
 
-__all__ = ["sae_from_pretrained"]
+__all__ = ["fields_of_source", "sae_from_pretrained"]
 
 # Another value of these makes another function of the same weights.
 _FUNCTION_FIELDS = (
@@ -28,8 +30,52 @@ _FUNCTION_FIELDS = (
 )
 
 
+# What the metadata of an SAE say of the run that trained it.
+_RUN_FIELDS = (
+    "model_name",
+    "model_class_name",
+    "model_from_pretrained_kwargs",
+    "hook_name",
+    "hook_head_index",
+    "dataset_path",
+    "context_size",
+    "prepend_bos",
+    "exclude_special_tokens",
+    "seqpos_slice",
+    "sequence_separator_token",
+    "disable_concat_sequences",
+)
+
+
+def fields_of_source(source: str | Path) -> dict[str, Any]:
+    """Return the fields of a run that turns a pretrained SAE into a HierarchicalTopK.
+
+    Args:
+        source: The SAE, as ``find_sae`` takes it: one of ours, TopK or BatchTopK.
+
+    Returns:
+        Fields of ``LanguageModelSAERunnerConfig`` that the SAE and its metadata say,
+        ``k`` among them if they say at which it was trained. The metadata are their
+        author's text: ``LanguageModelSAETrainingRunner.without_remote_code`` takes it
+        as such.
+
+    Raises:
+        ValueError: If there is no such SAE.
+    """
+    sae = _load_source(source)
+    fields = {"k": trained_k(sae)}
+    fields |= {name: sae.cfg.metadata[name] for name in _RUN_FIELDS}
+    return {
+        "architecture": ARCHITECTURE,
+        "from_pretrained_path": str(source),
+        **{name: getattr(sae.cfg, name) for name in _FUNCTION_FIELDS},
+        "rescale_acts_by_decoder_norm": _rescales(sae),
+        **{name: value for name, value in fields.items() if value is not None},
+    }
+
+
 def sae_from_pretrained(
-    cfg: TrainingSAEConfig, source: Path, device: str
+    cfg: TrainingSAEConfig, source: str | Path, device: str
 ) -> TrainingSAE[Any]:
     """Return an SAE of the config ``cfg`` that starts with a trained SAE's weights.
 
@@ -37,10 +83,12 @@ def sae_from_pretrained(
 
     Args:
         cfg: What to train. For ``hierarchical_topk``, ``source`` may be one of ours, in
-            training or saved, at any k, or SAELens's TopK; its activation scaling is
-            folded into its weights, and its thresholds are kept as far as k goes. For
-            another architecture it is an SAE in training of that architecture.
-        source: The folder of the other one.
+            training or saved, at any k, or SAELens's TopK or BatchTopK; its activation
+            scaling is folded into its weights, and the thresholds of one of ours are
+            kept as far as k goes. For another architecture it is an SAE in training of
+            that architecture.
+        source: The other one, as ``find_sae`` takes it; for another architecture its
+            folder.
         device: Where to put it.
 
     Raises:
@@ -51,12 +99,7 @@ def sae_from_pretrained(
         sae = TrainingSAE.load_from_disk(source, device)
         _check_equal(source, sae.cfg.to_dict(), cfg.to_dict())
         return sae
-    weights = load_sae(source)
-    if not isinstance(weights, HierarchicalTopKSAE | TopKSAE):
-        raise ValueError(
-            f"from_pretrained_path must be a hierarchical_topk or topk SAE, but "
-            f"{source} is {weights.cfg.architecture()}"
-        )
+    weights = _load_source(source)
     was, asked = weights.cfg.to_dict(), cfg.to_dict()
     compared = {name: was[name] for name in _FUNCTION_FIELDS}
     norms = weights.W_dec.float().norm(dim=-1)
@@ -65,15 +108,16 @@ def sae_from_pretrained(
         # Rows that are brought to norm 1 and kept there are what rescaling comes to.
         rescales = cfg.rescale_acts_by_decoder_norm or cfg.unit_norm_decoder
         asked["rescale_acts_by_decoder_norm"] = rescales
-        compared["rescale_acts_by_decoder_norm"] = was["rescale_acts_by_decoder_norm"]
+        compared["rescale_acts_by_decoder_norm"] = _rescales(weights)
     _check_equal(source, compared, asked)
-    if cfg.unit_norm_decoder and weights.cfg.rescale_acts_by_decoder_norm:
+    if cfg.unit_norm_decoder and _rescales(weights):
         weights.fold_W_dec_norm()
 
     # A b_dec of zeros is the source's, too.
     sae = HierarchicalTopKTrainingSAE(replace(deepcopy(cfg), b_dec_init="zeros"))
     state = weights.state_dict()
     state.pop("thresholds", None)  # another K has a table of another length
+    state.pop("threshold", None)  # of a BatchTopK SAE
     sae.process_state_dict_for_loading(state)
     sae.load_state_dict(state)
     if isinstance(weights, HierarchicalTopKSAE):
@@ -82,7 +126,29 @@ def sae_from_pretrained(
     return sae
 
 
-def _check_equal(source: Path, was: dict[str, Any], asked: dict[str, Any]) -> None:
+def _load_source(source: str | Path) -> SAE[Any]:
+    sae = load_sae(source)
+    # A subclass may choose features otherwise, as AbsTopK does.
+    if (
+        isinstance(sae, HierarchicalTopKSAE)
+        or type(sae) is TopKSAE
+        or is_batchtopk(sae)
+    ):
+        return sae
+    raise ValueError(
+        "from_pretrained_path must be a hierarchical_topk or topk SAE, or a batchtopk "
+        "one, which is saved as jumprelu with one threshold for all features, but "
+        f"{source} is {sae.cfg.architecture()}"
+    )
+
+
+def _rescales(sae: SAE[Any]) -> bool:
+    return getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+
+
+def _check_equal(
+    source: str | Path, was: dict[str, Any], asked: dict[str, Any]
+) -> None:
     differing = [
         f"{name}: {was[name]!r} -> {asked[name]!r}"
         for name in was

@@ -16,7 +16,11 @@ from sae_lens_hierarchical.data import (
     BUNDLED_HOOK_NAME,
     BUNDLED_MODEL_NAME,
 )
-from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
+from sae_lens_hierarchical.defaults import (
+    ARCHITECTURE,
+    BUNDLED,
+    N_BATCHES_IN_BUFFER,
+)
 from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
 
 __all__ = ["PRESETS", "preset", "preset_fields", "small_run"]
@@ -39,7 +43,7 @@ _OURS: dict[str, Any] = {
     "context_size": 1024,
     "exclude_special_tokens": True,
     "store_batch_size_prompts": 16,
-    "n_batches_in_buffer": 64,
+    "n_batches_in_buffer": N_BATCHES_IN_BUFFER,
     "device": "cuda",
     "n_checkpoints": 10,
 }
@@ -74,7 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "context_size": 128,
         "training_tokens": 2_000_000,
         "train_batch_size_tokens": 512,
-        "n_batches_in_buffer": 64,
+        "n_batches_in_buffer": N_BATCHES_IN_BUFFER,
         "exclude_special_tokens": True,
         "prefetch_llm_batches": True,
         "lr": 4e-3,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sae_lens_hierarchical.files.atomic_directory import remove_abandoned
 from sae_lens_hierarchical.files.locks import locked
+from sae_lens_hierarchical.files.writable import writable
 
 __all__ = ["reserve_folders"]
 
@@ -39,37 +39,18 @@ def reserve_folders(cfg: Any) -> Generator[None]:
 
 @contextmanager
 def _reserve_folder(field: str, folder: Path) -> Generator[None]:
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with ExitStack() as stack:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _write_and_rename(folder)
-                stack.enter_context(locked(folder / ".run.lock", wait=False))
-            except BlockingIOError:
-                raise ValueError(
-                    f"{field} {folder} is being written by another run: give this one "
-                    "a folder of its own, or wait for the other to end"
-                ) from None
-            except OSError as error:
-                raise ValueError(
-                    f"{field} must be a folder that can be written, got {folder}: "
-                    f"{error}"
-                ) from error
-            remove_abandoned(folder)
-            yield
-    finally:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
-
-
-def _write_and_rename(folder: Path) -> None:
-    probe = folder / f".probe-{uuid.uuid4().hex}"
-    renamed = probe.with_suffix(".renamed")
-    try:
-        probe.write_bytes(b"-")
-        probe.rename(renamed)
-    finally:
-        probe.unlink(missing_ok=True)
-        renamed.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(writable(folder))
+            stack.enter_context(locked(folder / ".run.lock", wait=False))
+        except BlockingIOError:
+            raise ValueError(
+                f"{field} {folder} is being written by another run: give this one "
+                "a folder of its own, or wait for the other to end"
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"{field} must be a folder that can be written, got {folder}: {error}"
+            ) from error
+        remove_abandoned(folder)
+        yield

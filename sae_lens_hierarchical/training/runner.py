@@ -157,6 +157,28 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             cfg.logger.log_to_wandb = False
         if trust_remote_code:
             return cls(cfg, override_dataset, override_model)
+        return cls.without_remote_code(cfg, override_dataset, override_model)
+
+    @classmethod
+    def without_remote_code(
+        cls,
+        cfg: sae_lens.LanguageModelSAERunnerConfig[Any],
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+    ) -> Self:
+        """Return a runner of a config whose model and dataset somebody else named.
+
+        Python that lies with them does not run.
+
+        Args:
+            cfg: The run's.
+            override_dataset: The dataset, if it is not to be loaded by its name.
+            override_model: Likewise the model.
+
+        Raises:
+            ValueError: If the model needs Python of its own, or may not be loaded as
+                the config asks.
+        """
         cfg.dataset_trust_remote_code = False
         by_name = override_model is None
         if by_name and not cfg.use_cached_activations:
@@ -229,7 +251,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             return override_sae
         if self._checkpoint is not None:  # whose weights they will be
             return TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
-        return sae_from_pretrained(cfg.sae, Path(cfg.from_pretrained_path), cfg.device)
+        return sae_from_pretrained(cfg.sae, cfg.from_pretrained_path, cfg.device)
 
     def _load(
         self,

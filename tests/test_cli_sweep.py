@@ -1,0 +1,88 @@
+"""Tests of the command sweep with SAEs that lie elsewhere, and of a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sae_lens import HookedSAETransformer, TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+
+from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, BUNDLED_MODEL_NAME
+from sae_lens_hierarchical.eval.table import read_table
+from tests.helpers import make_crude_sae
+from tests.hub_server import HubServer
+
+
+def test_saes_of_the_hub_and_names(
+    hub: HubServer,
+    model: HookedSAETransformer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_crude_sae(model).save_model(hub.repo("user/repo") / "layer")
+    metadata = SAEMetadata(
+        model_name=BUNDLED_MODEL_NAME,
+        hook_name=BUNDLED_HOOK_NAME,
+        context_size=32,
+        prepend_bos=True,
+    )
+    topk = TopKSAE(TopKSAEConfig(d_in=128, d_sae=64, k=4, metadata=metadata))
+    topk.save_model(tmp_path / "topk")
+    saes = ["user/repo:layer", f"the TopK SAE={tmp_path / 'topk'}"]
+    output = tmp_path / "sweep"
+    options = ["--k=1,4,8", "--contexts=4", "--ce-contexts=0", f"--output={output}"]
+
+    assert main(["sweep", *saes, *options, "--target-ev", "0.05"]) == 0
+
+    table = read_table(output / "metrics.parquet")
+    assert table.saes() == ["user/repo:layer", "the TopK SAE"]
+    origins: dict[str, Any] = table.provenance["checkpoints"]
+    assert origins["user/repo:layer"].pop("sha256")
+    assert origins["user/repo:layer"] == {
+        "id": "user/repo:layer",
+        "repo_id": "user/repo",
+        "revision": f"{0:040x}",
+    }
+    assert origins["the TopK SAE"]["path"] == str(tmp_path / "topk")
+    out = capsys.readouterr().out
+    _, _, said = out.partition("Smallest k with an explained variance of 0.05:\n")
+    ours, other, after = said.splitlines()
+    assert ours.startswith("  user/repo:layer: ")
+    assert other.startswith("  the TopK SAE: none up to k = 8 (95 % interval: above")
+    command = after.removeprefix("Next: sae-lens-hierarchical ").split()
+    assert command[-1] == "user_repo_layer_at_8"
+    command[-1] = str(tmp_path / "exported")
+    assert main(command) == 0
+    assert (tmp_path / "exported" / "cfg.json").is_file()
+
+
+@pytest.mark.parametrize("output", ["file", "file/below"])
+def test_an_output_that_cannot_be_written_ends_it_first(
+    output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    # There is no SAE, either, which would be found out later.
+    assert main(["sweep", "/no", "--k=1", f"--output={tmp_path / output}"]) == 2
+
+    assert "--output must be a folder that can be written" in capsys.readouterr().err
+
+
+def test_a_sweep_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "below"
+
+    assert main(["sweep", "/no", "--k=1", f"--output={output}"]) == 2
+
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("target", ["1", "0", "x", "nan"])
+def test_a_target_is_a_fraction(
+    target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["sweep", "sae", "--k=1", "--target-ev", target])
+    assert "must be a number above 0 and below 1" in capsys.readouterr().err
