@@ -24,6 +24,7 @@ __all__ = [
     "SEED",
     "STORE_BATCH_SIZE",
     "SWEEP_CONTEXTS",
+    "TOP_FEATURES",
 ]
 
 ARCHITECTURE = "hierarchical_topk"  # in SAELens's registry
@@ -34,6 +35,7 @@ MATMUL_PRECISION: Final = "high"
 SEED = 0
 
 SWEEP_CONTEXTS = 256
+TOP_FEATURES = 50
 CE_CONTEXTS = 64
 COMPARISON_CONTEXTS = 1024
 SAEBENCH_CONTEXTS = 32_000

@@ -22,6 +22,7 @@ __all__ = [
     "add_model",
     "add_output",
     "add_run_options",
+    "integers",
     "is_one_of_several",
     "names",
     "prices",
@@ -36,7 +37,7 @@ def add_ks(command: argparse.ArgumentParser) -> None:
     """Add ``--k 1,8,32``."""
     command.add_argument(
         "--k",
-        type=_integers,
+        type=integers,
         required=True,
         metavar="1,2,4,...",
         help="numbers of active features, ascending",
@@ -159,6 +160,15 @@ def _parse(args: list[str], ours: set[str]) -> Any:
         raise ValueError(with_suggestion(message, known)) from None
 
 
+def integers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        message = f"must be whole numbers with commas between them, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
 def names(text: str) -> list[str]:
     """Read names with commas between them."""
     return text.split(",")
@@ -172,14 +182,6 @@ def prices(text: str) -> tuple[float, float]:
         message = f"must be two numbers with a comma between them, got {text!r}"
         raise argparse.ArgumentTypeError(message) from None
     return prompts, answers
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        message = f"must be whole numbers with commas between them, got {text!r}"
-        raise argparse.ArgumentTypeError(message) from None
 
 
 def _device(text: str) -> str:
