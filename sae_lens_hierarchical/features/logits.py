@@ -34,7 +34,7 @@ def why_no_logits(model: Any, hook_name: str, d_in: int) -> str | None:
         d_in: The SAE's.
     """
     if not hook_name.endswith(_RESIDUAL):
-        return f"{hook_name} does not write to the residual stream directly"
+        return f"{hook_name} is not known to be in the residual stream or to add to it"
     W_U = getattr(model, "W_U", None)
     if not isinstance(W_U, Tensor):
         return "the model has no unembedding W_U"

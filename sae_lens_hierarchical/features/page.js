@@ -277,7 +277,7 @@ function contexts(feature) {
   const made = [element("h3", {}, `Strongest at k = ${k}`)];
   if (strongest.length) {
     made.push(element("p", { class: "quiet" },
-      "Colored: active at this k, the stronger the activation the deeper. Outlined: the largest. " +
+      "Colored: active at this k, the stronger the activation the deeper. Underlined: the largest. " +
       "Dotted: active only at a larger k."), list(strongest));
   } else {
     made.push(element("p", { class: "quiet" }, `At k = ${k} it is active on no token.`));
