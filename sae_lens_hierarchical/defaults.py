@@ -25,6 +25,7 @@ __all__ = [
     "SEED",
     "STORE_BATCH_SIZE",
     "SWEEP_CONTEXTS",
+    "TOP_FEATURES",
 ]
 
 ARCHITECTURE = "hierarchical_topk"  # in SAELens's registry
@@ -36,6 +37,7 @@ SEED = 0
 
 N_BATCHES_IN_BUFFER = 64  # contexts that training's buffer holds
 SWEEP_CONTEXTS = 256
+TOP_FEATURES = 50
 CE_CONTEXTS = 64
 COMPARISON_CONTEXTS = 1024
 SAEBENCH_CONTEXTS = 32_000

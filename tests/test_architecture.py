@@ -20,7 +20,7 @@ LAYERS = [
     {"training"},
     {""},  # the package's own __init__
     {"eval"},
-    {"figures", "saebench"},
+    {"features", "figures", "saebench"},
     {"export", "report"},
     {"comparison", "hub", "quickstart"},
     {"cli"},

@@ -25,6 +25,7 @@ __all__ = [
     "add_saes",
     "fraction",
     "given_in",
+    "integers",
     "is_one_of_several",
     "names",
     "prices",
@@ -51,7 +52,7 @@ def add_ks(command: argparse.ArgumentParser) -> None:
     """Add ``--k 1,8,32``."""
     command.add_argument(
         "--k",
-        type=_integers,
+        type=integers,
         required=True,
         metavar="1,2,4,...",
         help="numbers of active features, ascending",
@@ -181,6 +182,15 @@ def _parse(args: list[str], ours: set[str]) -> Any:
         raise ValueError(with_suggestion(message, known)) from None
 
 
+def integers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        message = f"must be whole numbers with commas between them, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
 def names(text: str) -> list[str]:
     """Read names with commas between them."""
     return text.split(",")
@@ -206,14 +216,6 @@ def fraction(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(message)
     return value
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        message = f"must be whole numbers with commas between them, got {text!r}"
-        raise argparse.ArgumentTypeError(message) from None
 
 
 def _device(text: str) -> str:

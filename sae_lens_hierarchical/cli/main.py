@@ -10,6 +10,7 @@ from sae_lens_hierarchical import __version__
 from sae_lens_hierarchical.cli import (
     compare,
     export,
+    features,
     figures,
     push,
     quickstart,
@@ -22,7 +23,17 @@ from sae_lens_hierarchical.cli.progress import progress_for
 
 __all__ = ["main"]
 
-_COMMANDS = (quickstart, train, sweep, compare, figures, saebench, export, push)
+_COMMANDS = (
+    quickstart,
+    train,
+    sweep,
+    features,
+    compare,
+    figures,
+    saebench,
+    export,
+    push,
+)
 # These hand the options that they do not know to SAELens's parser.
 _WITH_SAELENS_OPTIONS = (train.run, compare.run)
 

@@ -36,7 +36,13 @@ from sae_lens_hierarchical.loading import (
 from sae_lens_hierarchical.ops.budgets import check_ks
 from sae_lens_hierarchical.saes.checks import check_size
 
-__all__ = ["default_batch_size", "sweep_checkpoints", "sweep_store"]
+__all__ = [
+    "batches_of",
+    "default_batch_size",
+    "provenance",
+    "sweep_checkpoints",
+    "sweep_store",
+]
 
 _COUNTS = ("tokens", "ce_tokens", "excluded_tokens", "outlier_tokens", "max_norm")
 _PACKAGES = ("sae-lens-hierarchical", "sae-lens", "transformer-lens", "torch")
@@ -151,24 +157,15 @@ def sweep_store(
         rows = sweep(
             saes,
             store.model,  # pyright: ignore[reportArgumentType]
-            _batches(store, contexts, batch_size),
+            batches_of(store, contexts, batch_size),
             ks,
             ce_batches=math.ceil(ce_contexts / batch_size),
             jumprelu=jumprelu,
             max_norm_ratio=max_norm_ratio,
             progress=bar.update,
         )
-    first = next(iter(saes.values()))
-    provenance = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {package: version(package) for package in _PACKAGES},
-        "device": _device_name(first.device),
-        "model": first.cfg.metadata.model_name,
-        "hooks": sorted({str(sae.cfg.metadata.hook_name) for sae in saes.values()}),
-        "context_size": store.context_size,
-        **{name: _one_or_by_sae(rows, name) for name in _COUNTS},
-    }
-    return MetricsTable(rows, provenance)
+    counts = {name: _one_or_by_sae(rows, name) for name in _COUNTS}
+    return MetricsTable(rows, provenance(store, saes) | counts)
 
 
 def default_batch_size(model: Any, context_size: int) -> int:
@@ -185,19 +182,32 @@ def default_batch_size(model: Any, context_size: int) -> int:
     return max(1, min(STORE_BATCH_SIZE, 2**29 // (context_size * d_vocab)))
 
 
+def batches_of(
+    store: ActivationsStore, contexts: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield up to so many contexts of a store, once each, [batch_size, context]."""
+    sequences = itertools.islice(store.iterable_sequences, contexts)
+    while batch := list(itertools.islice(sequences, batch_size)):
+        yield torch.stack(batch).to(store.device)
+
+
+def provenance(store: ActivationsStore, saes: Mapping[str, SAE[Any]]) -> dict[str, Any]:
+    """Return what numbers about SAEs on a store come from: versions, model, hooks."""
+    first = next(iter(saes.values()))
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "device": _device_name(first.device),
+        "model": first.cfg.metadata.model_name,
+        "hooks": sorted({str(sae.cfg.metadata.hook_name) for sae in saes.values()}),
+        "context_size": store.context_size,
+    }
+
+
 def _one_or_by_sae(rows: Sequence[BudgetMetrics], name: str) -> Any:
     """Return a count, by SAE where not all were evaluated on the same tokens."""
     counts = {row.sae: getattr(row, name) for row in rows}
     return counts if len(set(counts.values())) > 1 else getattr(rows[0], name)
-
-
-def _batches(
-    store: ActivationsStore, contexts: int, batch_size: int
-) -> Iterator[Tensor]:
-    """Yield up to so many contexts, once each, [batch_size, context]."""
-    sequences = itertools.islice(store.iterable_sequences, contexts)
-    while batch := list(itertools.islice(sequences, batch_size)):
-        yield torch.stack(batch).to(store.device)
 
 
 def _device_name(device: torch.device) -> str:

@@ -25,7 +25,7 @@ from sae_lens_hierarchical.saes.normalization import normalize
 from sae_lens_hierarchical.saes.ranked import decode_prefixes, rank
 from sae_lens_hierarchical.saes.thresholds import above_threshold
 
-__all__ = ["InferenceModes", "ModeOutput", "check_kind"]
+__all__ = ["InferenceModes", "ModeOutput", "check_kind", "flat"]
 
 
 class ModeOutput(NamedTuple):
@@ -100,7 +100,7 @@ class InferenceModes:
         if isinstance(self.sae, HierarchicalTopKSAE):
             self.sae.threshold(self.sae.k_max)
         elif isinstance(self._any_k, HierarchicalTopKSAE):
-            with _flat(self._any_k):
+            with flat(self._any_k):
                 calibrate_thresholds(
                     self._any_k, (x.to(self.sae.W_dec) for x in batches)
                 )
@@ -112,7 +112,7 @@ class InferenceModes:
             x: The model's activations.
             jumprelu: Whether to run with one threshold for all features as well.
         """
-        with _flat(self.sae), _flat(self._any_k):
+        with flat(self.sae), flat(self._any_k):
             yield from self._run_topk(x)
             if jumprelu and isinstance(self._any_k, HierarchicalTopKSAE):
                 yield from _run_jumprelu(self._any_k, x, self.ks)
@@ -180,8 +180,8 @@ def _without_threshold(sae: JumpReLUSAE, k_max: int) -> HierarchicalTopKSAE:
 
 
 @contextmanager
-def _flat(sae: SAE[Any]) -> Generator[None]:
-    """Let an SAE of hook_z take [tokens, heads · d_head]."""
+def flat(sae: SAE[Any]) -> Generator[None]:
+    """Let an SAE of hook_z take [tokens, heads · d_head] within a ``with`` block."""
     reshaping = sae.hook_z_reshaping_mode
     sae.turn_off_forward_pass_hook_z_reshaping()
     try:
