@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +32,13 @@ from sae_lens_hierarchical.saebench.extra import (
     probing_output,
     sae_bench_utils,
 )
+from sae_lens_hierarchical.saebench.inputs import folders_sha256, numbers_sha256
 from sae_lens_hierarchical.saebench.judge import Judge, JudgeError
-from sae_lens_hierarchical.saebench.pending import PendingResult, pending_results
+from sae_lens_hierarchical.saebench.pending import (
+    PendingResult,
+    each_with_its_sae,
+    pending_results,
+)
 from sae_lens_hierarchical.saes.checks import check_size
 
 __all__ = ["SAEBench", "draw_tokens"]
@@ -52,8 +57,10 @@ class SAEBench:
     Each eval writes SAEBench's own result files, one for each SAE and k, into the
     folder of ``output`` with the eval's name: ``core/NAME_k_8_eval_results.json``.
     HierarchicalTopK and TopK SAEs are evaluated at each k; other ones as they are, with
-    SAEBench's ``custom_sae`` in place of ``k_8``. A result that is there already is
-    not made again, and none is ever there in part.
+    SAEBench's ``custom_sae`` in place of ``k_8``. A result notes the checksums of what
+    it was made from. One that is there already, of the same SAE, data and settings, is
+    taken as done; another one is made again. A line says which and why. No result is
+    ever there in part.
 
     Attributes:
         model: The language model that the SAEs were trained on.
@@ -113,13 +120,15 @@ class SAEBench:
         tokenizer: Any = self.model.tokenizer
         names = ("pad_token_id", "eos_token_id", "bos_token_id")
         special = {getattr(tokenizer, name) for name in names}
-        for pending in self._pending("core", saes, ks):
-            excluded = HookLocation.of(saes[pending.name]).excluded
+        note = {"tokens": numbers_sha256(self.tokens)}
+        planned = self._pending("core", saes, ks, config, note)
+        for pending, sae in each_with_its_sae(planned, saes, self._device):
+            excluded = HookLocation.of(sae).excluded
             metrics, features = core_main.run_evals(
-                pending.sae,
+                sae,
                 ActivationsStore.from_sae(
                     self.model,
-                    pending.sae,
+                    sae,
                     dataset,
                     context_size=config.context_size,
                     total_tokens=len(dataset),
@@ -145,7 +154,7 @@ class SAEBench:
                     version("sae-lens"),
                     version("sae-bench"),
                     str(partial),
-                    pending.sae,
+                    sae,
                 )
 
     def autointerp(
@@ -186,21 +195,23 @@ class SAEBench:
             llm_dtype=general_utils.dtype_to_str(self.model.cfg.dtype),
             total_tokens=tokens.numel(),
         )
+        note = {"tokens": numbers_sha256(tokens)}
+        planned = self._pending("autointerp", saes, ks, config, note)
         runs = []
-        for pending in self._pending("autointerp", saes, ks):
+        for pending, sae in each_with_its_sae(planned, saes, self._device):
             random.seed(SEED)
             torch.manual_seed(SEED)
-            run = AutoInterp(config, self.model, pending.sae, tokens, judge)
+            run = AutoInterp(config, self.model, sae, tokens, judge)
             if not run.examples:
                 raise ValueError(
                     f"no feature of {pending} is active often enough in "
                     f"{tokens.numel():,} tokens: AutoInterp needs a larger dataset"
                 )
-            runs.append((pending, run))
+            runs.append((pending, run, sae.cfg.to_dict()))
         if runs:
-            chats = [chat for _, run in runs for chat in run.chats()]
+            chats = [chat for _, run, _ in runs for chat in run.chats()]
             tqdm.write(f"AutoInterp: {judge.estimate(chats)}")
-        for pending, run in runs:
+        for pending, run, sae_cfg in runs:
             results = run.ask(f"Asking about {pending}")
             if not results:
                 raise JudgeError(
@@ -217,8 +228,10 @@ class SAEBench:
                 autointerp_output.AutoInterpEvalOutput,
                 config,
                 autointerp_output.AutoInterpMetricCategories(autointerp=metrics),
+                sae_cfg=sae_cfg,
                 details=[],
                 unstructured=results,
+                latents=numbers_sha256(run.examples),
             )
 
     def sparse_probing(
@@ -253,17 +266,18 @@ class SAEBench:
             **names,
             **sizes,
         )
-        self.output.mkdir(parents=True, exist_ok=True)
+        note = {"labelled data": folders_sha256(config.dataset_names)}
+        planned = self._pending("sparse_probing", saes, ks, config, note)
         # The folder is for the model's activations, which the SAEs of a hook share. The
         # gradients, which SAEBench turns on and leaves on, are as before in the end.
         with TemporaryDirectory(dir=self.output) as artifacts, torch.enable_grad():
-            for pending in self._pending("sparse_probing", saes, ks):
+            for pending, sae in each_with_its_sae(planned, saes, self._device):
                 results, by_class = probing_main.run_eval_single_sae(
                     config,
-                    pending.sae,
+                    sae,
                     self.model,
                     self._device,
-                    str(Path(artifacts) / pending.sae.cfg.hook_name),
+                    str(Path(artifacts) / sae.cfg.hook_name),
                 )
                 metrics = probing_output.SparseProbingMetricCategories(
                     llm=probing_output.SparseProbingLlmMetrics(
@@ -277,6 +291,7 @@ class SAEBench:
                     probing_output.SparseProbingEvalOutput,
                     config,
                     metrics,
+                    sae_cfg=sae.cfg.to_dict(),
                     details=[
                         probing_output.SparseProbingResultDetail(
                             dataset_name=name, **result
@@ -292,10 +307,15 @@ class SAEBench:
         return str(self.model.cfg.device)
 
     def _pending(
-        self, eval_type: str, saes: Mapping[str, SAE[Any]], ks: Sequence[int]
-    ) -> Iterator[PendingResult]:
+        self,
+        eval_type: str,
+        saes: Mapping[str, SAE[Any]],
+        ks: Sequence[int],
+        config: Any,
+        note: Mapping[str, str],
+    ) -> list[PendingResult]:
         folder = self.output / eval_type
-        return pending_results(folder, saes, ks, device=self._device, force=self.force)
+        return pending_results(folder, saes, ks, config, note, force=self.force)
 
 
 def draw_tokens(
