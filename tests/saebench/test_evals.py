@@ -346,7 +346,7 @@ def test_a_result_of_something_else_is_made_again(
     moved.k = 5
     moved.cfg.metadata.dataset_path = "elsewhere"
     with torch.no_grad():
-        other_weights.b_dec += 0.01
+        other_weights.b_dec.add_(0.01)
 
     def core(sae: HierarchicalTopKSAE, **changes: Any) -> str:
         replace(bench, **changes).core({"ours": sae}, [2])
