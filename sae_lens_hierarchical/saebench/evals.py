@@ -33,7 +33,7 @@ from sae_lens_hierarchical.saebench.extra import (
     sae_bench_utils,
 )
 from sae_lens_hierarchical.saebench.inputs import folders_sha256, numbers_sha256
-from sae_lens_hierarchical.saebench.judge import Judge, JudgeError
+from sae_lens_hierarchical.saebench.judge import Judge
 from sae_lens_hierarchical.saebench.pending import (
     PendingResult,
     each_with_its_sae,
@@ -177,7 +177,7 @@ class SAEBench:
 
         Raises:
             ValueError: As ``core``; or if no feature is active often enough in the
-                dataset.
+                dataset, or the judge may not be asked as often as is needed.
             JudgeError: If the judge fails; its answers so far are kept.
         """
         check_size("latents", latents)
@@ -210,14 +210,11 @@ class SAEBench:
             runs.append((pending, run, sae.cfg.to_dict()))
         if runs:
             chats = [chat for _, run, _ in runs for chat in run.chats()]
-            tqdm.write(f"AutoInterp: {judge.estimate(chats)}")
+            estimate = judge.estimate(chats)
+            tqdm.write(f"AutoInterp: {estimate.text}")
+            judge.check_limit(estimate.calls)
         for pending, run, sae_cfg in runs:
             results = run.ask(f"Asking about {pending}")
-            if not results:
-                raise JudgeError(
-                    f"{judge.model} said of no feature of {pending} where it is "
-                    "active: none of its answers is a list of numbers"
-                )
             scores = torch.tensor([result["score"] for result in results.values()])
             metrics = autointerp_output.AutoInterpMetrics(
                 autointerp_score=scores.mean().item(),

@@ -32,7 +32,8 @@ def test_core_and_autointerp_on_the_bundled_model(
     command = ["saebench", str(checkpoint), *SMALL, *judge]
     command += ["--evals", "core,autointerp"]
     assert main([*command, "--max-calls", "2"]) == 2
-    assert "the limit of 2 calls" in capsys.readouterr().err
+    assert "max_calls must be at least 16" in capsys.readouterr().err
+    assert server.asked == []
     assert main(command) == 0
 
     table = capsys.readouterr().out

@@ -32,7 +32,7 @@ from sae_lens_hierarchical.data import load_bundled_dataset
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.saebench.evals import SAEBench, draw_tokens
 from sae_lens_hierarchical.saebench.inputs import NOTE
-from sae_lens_hierarchical.saebench.judge import Judge, JudgeError
+from sae_lens_hierarchical.saebench.judge import TRIES, Judge, JudgeError
 from sae_lens_hierarchical.saebench.results import autointerp_scores
 from tests.saebench.judge_server import JudgeServer
 
@@ -52,6 +52,8 @@ def bench(model: HookedSAETransformer, tokens: Tensor, tmp_path: Path) -> SAEBen
 
 
 def new_judge(server: JudgeServer, bench: SAEBench, **options: Any) -> Judge:
+    # It would wait for minutes.
+    options = {"sleep": lambda _: None, **options}
     return Judge("small", bench.output / "answers", url=server.url, **options)
 
 
@@ -223,19 +225,28 @@ def test_autointerp_bears_the_apis_failures_and_asks_nothing_twice(
     assert "AutoInterp: 0 calls" in capsys.readouterr().out
 
 
+def test_a_limit_below_the_estimate_is_said_before_anything_is_asked(
+    bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer
+) -> None:
+    with pytest.raises(ValueError, match="max_calls must be at least 10, which"):
+        bench.autointerp({"ours": sae}, [2], new_judge(server, bench, max_calls=9), 6)
+
+    assert server.asked == []
+    bench.autointerp({"ours": sae}, [2], new_judge(server, bench, max_calls=10), 6)
+    assert len(server.asked) == 10
+
+
 def test_a_limit_stops_autointerp_and_the_next_run_goes_on(
     bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer
 ) -> None:
-    with pytest.raises(JudgeError, match="the limit of 3 calls"):
-        bench.autointerp(
-            {"ours": sae}, [2], new_judge(server, bench, max_calls=3), LATENTS
-        )
+    server.script = [("", "stop")] * 5  # which are to be asked for again
+    with pytest.raises(JudgeError, match="the limit of 10 calls"):
+        bench.autointerp({"ours": sae}, [2], new_judge(server, bench, max_calls=10), 6)
 
-    assert len(server.asked) == 3
+    assert len(server.asked) == 10
     assert files(bench) == {"answers"}
-    bench.autointerp({"ours": sae}, [2], new_judge(server, bench), LATENTS)
-    latents = load_result(bench, "autointerp/ours_k_2")["eval_result_unstructured"]
-    assert len(server.asked) == 2 * len(latents)
+    bench.autointerp({"ours": sae}, [2], new_judge(server, bench), 6)
+    assert len(server.asked) == 10 + 5
 
 
 def test_after_a_refusal_nothing_more_is_asked(
@@ -261,16 +272,28 @@ def test_answers_that_are_no_lists_are_not_scored(
     one = next(iter(whole.values()))["explanation"]
     same = [r for r in whole.values() if r["explanation"] == one]
 
+    server.asked.clear()
     server.answers[f"fires on {one}."] = "1, ²"
     other = replace(bench, output=bench.output.with_name("other"))
     other.autointerp({"ours": sae}, [8], new_judge(server, other), LATENTS)
 
     rest = load_result(other, "autointerp/ours_k_8")["eval_result_unstructured"]
     assert len(rest) == len(whole) - len(same)
-    assert f"{len(same)} answers were no list of numbers" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{len(same)} of {len(whole)} features are not scored" in said
+    assert len(server.asked) == 2 * len(whole) + (TRIES - 1) * len(same)
+    # The judge may have learnt: what was of no use is asked again.
+    server.asked.clear()
+    del server.answers[f"fires on {one}."]
+    forced = replace(other, force=True)
+    forced.autointerp({"ours": sae}, [8], new_judge(server, other), LATENTS)
+    assert (
+        load_result(other, "autointerp/ours_k_8")["eval_result_unstructured"] == whole
+    )
+    assert len(server.asked) == len(same)
     server.answers["fires on"] = "I cannot tell."
     none = replace(bench, output=bench.output.with_name("none"))
-    with pytest.raises(JudgeError, match="none of its answers is a list"):
+    with pytest.raises(JudgeError, match="no answer of use about the first 6 features"):
         none.autointerp({"ours": sae}, [8], new_judge(server, none), LATENTS)
     assert files(none) == {"answers"}
 
