@@ -24,7 +24,7 @@ LONGEST_WAIT = 300.0  # that a server may ask for, each time
 _jitter = random.Random()  # noqa: S311
 
 
-def may_pass(error: Exception) -> bool:
+def may_pass(error: Any) -> bool:
     """Tell whether the same request may succeed later, by an error of OpenAI's."""
     if isinstance(error, APIConnectionError):  # time-outs, too
         return True
@@ -35,7 +35,7 @@ def may_pass(error: Exception) -> bool:
     return error.status_code in (408, 409) or error.status_code >= 500
 
 
-def seconds_to_wait(error: Exception | None, retry: int) -> float:
+def seconds_to_wait(error: Any, retry: int) -> float:
     """Return how long to wait before a retry: what the server says, or a backoff.
 
     Args:
