@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
-from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
+from sae_lens_hierarchical.saebench.encodings import Encodings
 from sae_lens_hierarchical.saebench.extra import (
     activation_collection,
     autointerp_config,
@@ -32,6 +34,7 @@ from sae_lens_hierarchical.saebench.judge import (
     StoppedError,
     UnusableAnswerError,
 )
+from sae_lens_hierarchical.saebench.models import str_tokens
 
 __all__ = ["AutoInterp", "AutoInterpConfig"]
 
@@ -56,6 +59,23 @@ class AutoInterpConfig(autointerp_config.AutoInterpEvalConfig):
     judge_url: str = ""
 
 
+@contextmanager
+def _known(encodings: Encodings) -> Generator[None]:
+    """Give SAEBench activations that are known, in place of running the model again."""
+
+    def collect(
+        tokens: Tensor, *_: Any, selected_latents: list[int], **__: Any
+    ) -> Tensor:
+        return encodings.of_features(selected_latents).to(tokens.device)
+
+    before = activation_collection.collect_sae_activations
+    activation_collection.collect_sae_activations = collect
+    try:
+        yield
+    finally:
+        activation_collection.collect_sae_activations = before
+
+
 class AutoInterp(autointerp_main.AutoInterp):
     """SAEBench's AutoInterp of one SAE at one k, with a judge of one's choice.
 
@@ -66,24 +86,31 @@ class AutoInterp(autointerp_main.AutoInterp):
     def __init__(
         self,
         config: Any,
-        model: HookedTransformer,
-        sae: SAE[Any],
+        model: Any,
+        sae_cfg: Any,
         tokens: Tensor,
+        encodings: Encodings,
         judge: Judge,
     ) -> None:
-        sparsity = activation_collection.get_feature_activation_sparsity(
-            tokens,
-            model,
-            sae,
-            config.llm_batch_size,
-            sae.cfg.hook_layer,
-            sae.cfg.hook_name,
-            mask_bos_pad_eos_tokens=True,
-        )
-        device = str(tokens.device)
-        super().__init__(config, model, sae, tokens, sparsity, device, api_key="")
+        """Draw features, and gather their examples; the judge is not asked yet.
+
+        Args:
+            config: The settings.
+            model: The language model, for the texts of tokens.
+            sae_cfg: The SAE's configuration.
+            tokens: The texts, [contexts, context].
+            encodings: What the SAE makes of them at this k.
+            judge: Who is to be asked.
+        """
         self._judge, self._random = judge, threading.Lock()
-        generation, scoring = self.gather_data()
+        # SAEBench asks the model for the texts of tokens alone, and the SAE for its
+        # configuration: what they make of the texts is known.
+        texts: Any = SimpleNamespace(to_str_tokens=partial(str_tokens, model))
+        sae: Any = SimpleNamespace(cfg=sae_cfg)
+        frequency, device = encodings.frequency(), str(tokens.device)
+        super().__init__(config, texts, sae, tokens, frequency, device, api_key="")
+        with _known(encodings):
+            generation, scoring = self.gather_data()
         self.examples = {n: (generation[n], scoring[n]) for n in sorted(generation)}
 
     def chats(self) -> Iterator[Chat]:
@@ -108,11 +135,8 @@ class AutoInterp(autointerp_main.AutoInterp):
                 self.cfg.max_tokens_in_prediction,
             )
 
-    def ask(self, label: str) -> dict[int, Any]:
+    def ask(self) -> dict[int, Any]:
         """Ask the judge about every feature.
-
-        Args:
-            label: What the progress bar says.
 
         Returns:
             SAEBench's result of each feature that got a score.
@@ -124,7 +148,8 @@ class AutoInterp(autointerp_main.AutoInterp):
         results: dict[int, Any] = {}
         with ThreadPoolExecutor(JUDGE_THREADS) as threads:
             answers = threads.map(self._ask_about, self.examples)
-            bar = tqdm(answers, desc=label, total=len(self.examples), unit="feature")
+            total = len(self.examples)
+            bar = tqdm(answers, desc="Asking the judge", total=total, unit="feature")
             try:
                 for asked, (latent, result) in enumerate(
                     zip(self.examples, bar, strict=True), start=1

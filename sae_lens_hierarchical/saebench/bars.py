@@ -20,7 +20,9 @@ def bars_of(subject: object) -> Generator[None]:
     """
     before = tqdm.__init__
 
-    def start(bar: Any, iterable: Any = None, desc: Any = None, *args: Any, **kwargs: Any):
+    def start(
+        bar: Any, iterable: Any = None, desc: Any = None, *args: Any, **kwargs: Any
+    ):
         about = f"{subject}: {desc}" if desc else str(subject)
         before(bar, iterable, about, *args, **kwargs)
 

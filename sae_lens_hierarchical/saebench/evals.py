@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,17 +18,18 @@ from datasets import Dataset
 from sae_lens import SAE, ActivationsStore
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from sae_lens_hierarchical.defaults import JUDGED_LATENTS, STORE_BATCH_SIZE
 from sae_lens_hierarchical.eval.splicing import HookLocation
 from sae_lens_hierarchical.loading import load_store
 from sae_lens_hierarchical.saebench.autointerp import AutoInterp, AutoInterpConfig
+from sae_lens_hierarchical.saebench.bars import bars_of
+from sae_lens_hierarchical.saebench.encodings import encode, record_activations
 from sae_lens_hierarchical.saebench.extra import (
+    activation_collection,
     autointerp_output,
     core_config,
     core_main,
-    general_utils,
     probing_config,
     probing_main,
     probing_output,
@@ -34,10 +37,13 @@ from sae_lens_hierarchical.saebench.extra import (
 )
 from sae_lens_hierarchical.saebench.inputs import folders_sha256, numbers_sha256
 from sae_lens_hierarchical.saebench.judge import Judge
+from sae_lens_hierarchical.saebench.models import ModelFacts
 from sae_lens_hierarchical.saebench.pending import (
     PendingResult,
     each_with_its_sae,
     pending_results,
+    prepared_sae,
+    set_k,
 )
 from sae_lens_hierarchical.saes.checks import check_size
 
@@ -63,7 +69,8 @@ class SAEBench:
     ever there in part.
 
     Attributes:
-        model: The language model that the SAEs were trained on.
+        model: The language model that the SAEs were trained on: TransformerLens's, or
+            SAELens's ``HookedProxyLM`` around one of Hugging Face.
         tokens: The dataset's tokens, [contexts, context], int64.
         dataset_name: The dataset's name in the results.
         output: Where the results go.
@@ -71,7 +78,7 @@ class SAEBench:
         force: Whether to make results again that are there.
     """
 
-    model: HookedTransformer
+    model: Any
     tokens: Tensor
     dataset_name: str
     output: Path
@@ -99,8 +106,8 @@ class SAEBench:
             {"tokens": self.tokens[: batches * batch_size].cpu().numpy()}
         )
         config = core_config.CoreEvalConfig(
-            model_name=self.model.cfg.model_name,
-            llm_dtype=general_utils.dtype_to_str(self.model.cfg.dtype),
+            model_name=self._model.name,
+            llm_dtype=self._model.dtype,
             batch_size_prompts=batch_size,
             n_eval_reconstruction_batches=min(
                 batches, -(-CORE_RECONSTRUCTION_CONTEXTS // batch_size)
@@ -122,23 +129,25 @@ class SAEBench:
         special = {getattr(tokenizer, name) for name in names}
         note = {"tokens": numbers_sha256(self.tokens)}
         planned = self._pending("core", saes, ks, config, note)
-        for pending, sae in each_with_its_sae(planned, saes, self._device):
+        for pending, sae in each_with_its_sae(planned, saes, self._model.device):
             excluded = HookLocation.of(sae).excluded
-            metrics, features = core_main.run_evals(
-                sae,
-                ActivationsStore.from_sae(
-                    self.model,
-                    sae,
-                    dataset,
-                    context_size=config.context_size,
-                    total_tokens=len(dataset),
-                    device=self._device,
-                ),
+            store = ActivationsStore.from_sae(
                 self.model,
-                config,
-                ignore_tokens={*special, *excluded} - {None},
-                verbose=True,
+                sae,
+                dataset,
+                context_size=config.context_size,
+                total_tokens=len(dataset),
+                device=self._model.device,
             )
+            with bars_of(pending):
+                metrics, features = core_main.run_evals(
+                    sae,
+                    store,
+                    self.model,
+                    config,
+                    ignore_tokens={*special, *excluded} - {None},
+                    verbose=True,
+                )
             metrics["misc_metrics"] = core_main.calculate_misc_metrics(features)
             result = {
                 "sae_set": pending.name,
@@ -182,39 +191,31 @@ class SAEBench:
         """
         check_size("latents", latents)
         contexts = AUTOINTERP_TOKENS // self.tokens.shape[1]
-        tokens = self.tokens[:contexts].to(self._device)
+        tokens = self.tokens[:contexts].to(self._model.device)
         config = AutoInterpConfig(
             judge=judge.model,
             judge_url=judge.url,
-            model_name=self.model.cfg.model_name,
+            model_name=self._model.name,
             n_latents=latents,
             random_seed=SEED,
             dataset_name=self.dataset_name,
             llm_context_size=tokens.shape[1],
             llm_batch_size=self.batch_size,
-            llm_dtype=general_utils.dtype_to_str(self.model.cfg.dtype),
+            llm_dtype=self._model.dtype,
             total_tokens=tokens.numel(),
         )
         note = {"tokens": numbers_sha256(tokens)}
         planned = self._pending("autointerp", saes, ks, config, note)
-        runs = []
-        for pending, sae in each_with_its_sae(planned, saes, self._device):
-            random.seed(SEED)
-            torch.manual_seed(SEED)
-            run = AutoInterp(config, self.model, sae, tokens, judge)
-            if not run.examples:
-                raise ValueError(
-                    f"no feature of {pending} is active often enough in "
-                    f"{tokens.numel():,} tokens: AutoInterp needs a larger dataset"
-                )
-            runs.append((pending, run, sae.cfg.to_dict()))
-        if runs:
-            chats = [chat for _, run, _ in runs for chat in run.chats()]
-            estimate = judge.estimate(chats)
-            tqdm.write(f"AutoInterp: {estimate.text}")
-            judge.check_limit(estimate.calls)
+        if not planned:
+            return
+        runs = list(self._gather(planned, saes, config, tokens, judge))
+        chats = [chat for _, run, _ in runs for chat in run.chats()]
+        estimate = judge.estimate(chats)
+        tqdm.write(f"AutoInterp: {estimate.text}")
+        judge.check_limit(estimate.calls)
         for pending, run, sae_cfg in runs:
-            results = run.ask(f"Asking about {pending}")
+            with bars_of(pending):
+                results = run.ask()
             scores = torch.tensor([result["score"] for result in results.values()])
             metrics = autointerp_output.AutoInterpMetrics(
                 autointerp_score=scores.mean().item(),
@@ -230,6 +231,55 @@ class SAEBench:
                 unstructured=results,
                 latents=numbers_sha256(run.examples),
             )
+
+    def _gather(
+        self,
+        planned: Sequence[PendingResult],
+        saes: Mapping[str, SAE[Any]],
+        config: Any,
+        tokens: Tensor,
+        judge: Judge,
+    ) -> Iterator[tuple[PendingResult, AutoInterp, dict[str, Any]]]:
+        """Yield each result with its examples and its SAE's configuration.
+
+        The model runs on the texts once, and each SAE encodes them once.
+        """
+        hooks = {r.name: str(saes[r.name].cfg.metadata.hook_name) for r in planned}
+        counted = activation_collection.get_bos_pad_eos_mask(
+            tokens, self.model.tokenizer
+        ).cpu()
+        with TemporaryDirectory(dir=self.output) as folder:
+            recorded = record_activations(
+                self.model,
+                tokens,
+                sorted(set(hooks.values())),
+                self.batch_size,
+                Path(folder),
+            )
+            for name, of_sae in groupby(planned, key=attrgetter("name")):
+                results = list(of_sae)
+                with prepared_sae(name, saes, self._model.device) as sae, bars_of(name):
+                    largest = results[-1].k  # ks ascend
+                    set_k(sae, largest)
+                    encodings = encode(
+                        sae, largest, recorded[hooks[name]], counted, self.batch_size
+                    )
+                for pending in results:
+                    set_k(sae, pending.k)
+                    random.seed(SEED)
+                    torch.manual_seed(SEED)
+                    at_k = encodings.at_k(pending.k)
+                    with bars_of(pending):
+                        run = AutoInterp(
+                            config, self.model, sae.cfg, tokens, at_k, judge
+                        )
+                    if not run.examples:
+                        raise ValueError(
+                            f"no feature of {pending} is active often enough in "
+                            f"{tokens.numel():,} tokens: AutoInterp needs a larger "
+                            "dataset"
+                        )
+                    yield pending, run, sae.cfg.to_dict()
 
     def sparse_probing(
         self,
@@ -256,10 +306,10 @@ class SAEBench:
         """
         names = {"dataset_names": list(datasets)} if datasets else {}
         config = probing_config.SparseProbingEvalConfig(
-            model_name=self.model.cfg.model_name,
+            model_name=self._model.name,
             random_seed=SEED,
             llm_batch_size=self.batch_size,
-            llm_dtype=general_utils.dtype_to_str(self.model.cfg.dtype),
+            llm_dtype=self._model.dtype,
             **names,
             **sizes,
         )
@@ -268,14 +318,15 @@ class SAEBench:
         # The folder is for the model's activations, which the SAEs of a hook share. The
         # gradients, which SAEBench turns on and leaves on, are as before in the end.
         with TemporaryDirectory(dir=self.output) as artifacts, torch.enable_grad():
-            for pending, sae in each_with_its_sae(planned, saes, self._device):
-                results, by_class = probing_main.run_eval_single_sae(
-                    config,
-                    sae,
-                    self.model,
-                    self._device,
-                    str(Path(artifacts) / sae.cfg.hook_name),
-                )
+            for pending, sae in each_with_its_sae(planned, saes, self._model.device):
+                with bars_of(pending):
+                    results, by_class = probing_main.run_eval_single_sae(
+                        config,
+                        sae,
+                        self.model,
+                        self._model.device,
+                        str(Path(artifacts) / sae.cfg.hook_name),
+                    )
                 metrics = probing_output.SparseProbingMetricCategories(
                     llm=probing_output.SparseProbingLlmMetrics(
                         **{n: v for n, v in results.items() if n.startswith("llm_")}
@@ -300,8 +351,8 @@ class SAEBench:
                 )
 
     @property
-    def _device(self) -> str:
-        return str(self.model.cfg.device)
+    def _model(self) -> ModelFacts:
+        return ModelFacts.of(self.model)
 
     def _pending(
         self,
@@ -316,7 +367,7 @@ class SAEBench:
 
 
 def draw_tokens(
-    model: HookedTransformer, sae: SAE[Any], dataset: str | Dataset, contexts: int
+    model: Any, sae: SAE[Any], dataset: str | Dataset, contexts: int
 ) -> Tensor:
     """Return contexts, as long as SAEBench's, of a dataset shuffled by its seed.
 
@@ -333,7 +384,7 @@ def draw_tokens(
         ValueError: If ``contexts`` is not at least 1, or the dataset has not one.
     """
     check_size("contexts", contexts)
-    device = str(model.cfg.device)
+    device = ModelFacts.of(model).device
     store = load_store(model, sae, dataset, context_size=CONTEXT_SIZE, device=device)
     store.shuffle_input_dataset(SEED)
     drawn = list(itertools.islice(store.iterable_sequences, contexts))

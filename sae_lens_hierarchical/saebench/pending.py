@@ -9,6 +9,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,13 @@ from sae_lens_hierarchical.saebench.extra import general_utils, sae_bench_utils
 from sae_lens_hierarchical.saebench.inputs import NOTE, sae_sha256, what_differs
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
-__all__ = ["PendingResult", "each_with_its_sae", "pending_results", "prepared_sae"]
+__all__ = [
+    "PendingResult",
+    "each_with_its_sae",
+    "pending_results",
+    "prepared_sae",
+    "set_k",
+]
 
 _WITHOUT_K = "custom_sae"  # SAEBench's id of an SAE that was given as an object
 
@@ -164,18 +172,18 @@ def each_with_its_sae(
         saes: SAEs by name, which stay as they are.
         device: Where to put the copies.
     """
-    name = sae = None
-    for result in results:
-        if result.name != name:
-            sae = None  # before the next one comes
-            name, sae = result.name, prepared_sae(result.name, saes, device)
-        if result.k is not None:
-            _set_k(sae, result.k)
-        yield result, sae
+    for name, of_sae in groupby(results, key=attrgetter("name")):
+        with prepared_sae(name, saes, device) as sae:
+            for result in of_sae:
+                set_k(sae, result.k)
+                yield result, sae
 
 
-def prepared_sae(name: str, saes: Mapping[str, SAE[Any]], device: str) -> Any:
-    """Return a copy of an SAE on a device, as SAEBench wants it."""
+@contextmanager
+def prepared_sae(
+    name: str, saes: Mapping[str, SAE[Any]], device: str
+) -> Generator[Any]:
+    """Give a copy of an SAE as SAEBench wants it, whose weights go after the block."""
     # SAEBench writes into the SAE's metadata.
     sae = copy.deepcopy(saes[name]).to(device)
     # It wants decoder rows of norm 1. Where a TopK SAE cannot have them without
@@ -183,7 +191,22 @@ def prepared_sae(name: str, saes: Mapping[str, SAE[Any]], device: str) -> Any:
     with suppress(NotImplementedError):
         sae.fold_W_dec_norm()
     general_utils.load_and_format_sae(name, sae, device)
-    return sae
+    try:
+        yield sae
+    finally:
+        # Whoever still has the SAE does not keep the device's memory.
+        sae.to("meta")
+
+
+def set_k(sae: Any, k: int | None) -> None:
+    """Let a TopK SAE be of another k; None leaves it as it is."""
+    if k is None:
+        return
+    if isinstance(sae, HierarchicalTopKSAE):
+        sae.k = k
+    else:
+        sae.cfg.k = k
+        sae.activation_fn = sae.get_activation_fn()
 
 
 def _sae_id(k: int | None) -> str:
@@ -206,11 +229,3 @@ def _is_to_be_made(result: PendingResult, config: Any, force: bool) -> bool:
         "taken as done"
     )
     return False
-
-
-def _set_k(sae: Any, k: int) -> None:
-    if isinstance(sae, HierarchicalTopKSAE):
-        sae.k = k
-    else:
-        sae.cfg.k = k
-        sae.activation_fn = sae.get_activation_fn()
