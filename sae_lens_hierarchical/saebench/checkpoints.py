@@ -72,7 +72,8 @@ def saebench_checkpoints(
         raise ValueError(f"evals must be some of {EVALS}, got {unknown}")
     if judge is None and "autointerp" in evals:
         raise ValueError("autointerp needs a judge, and no model was named for it")
-    saes = load_saes(find_saes(checkpoints), device, model_name)
+    # Each goes to the device when its turn comes.
+    saes = load_saes(find_saes(checkpoints), model_name=model_name)
     model, data, dataset_name = load_model_and_dataset(
         saes, dataset, device, trust_remote_code=trust_remote_code
     )

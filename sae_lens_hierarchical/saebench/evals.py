@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,24 +18,33 @@ from datasets import Dataset
 from sae_lens import SAE, ActivationsStore
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from sae_lens_hierarchical.defaults import JUDGED_LATENTS, STORE_BATCH_SIZE
 from sae_lens_hierarchical.eval.splicing import HookLocation
 from sae_lens_hierarchical.loading import load_store
 from sae_lens_hierarchical.saebench.autointerp import AutoInterp, AutoInterpConfig
+from sae_lens_hierarchical.saebench.bars import bars_of
+from sae_lens_hierarchical.saebench.encodings import encode, record_activations
 from sae_lens_hierarchical.saebench.extra import (
+    activation_collection,
     autointerp_output,
     core_config,
     core_main,
-    general_utils,
     probing_config,
     probing_main,
     probing_output,
     sae_bench_utils,
 )
-from sae_lens_hierarchical.saebench.judge import Judge, JudgeError
-from sae_lens_hierarchical.saebench.pending import PendingResult, pending_results
+from sae_lens_hierarchical.saebench.inputs import folders_sha256, numbers_sha256
+from sae_lens_hierarchical.saebench.judge import Judge
+from sae_lens_hierarchical.saebench.models import ModelFacts
+from sae_lens_hierarchical.saebench.pending import (
+    PendingResult,
+    each_with_its_sae,
+    pending_results,
+    prepared_sae,
+    set_k,
+)
 from sae_lens_hierarchical.saes.checks import check_size
 
 __all__ = ["SAEBench", "draw_tokens"]
@@ -52,11 +63,14 @@ class SAEBench:
     Each eval writes SAEBench's own result files, one for each SAE and k, into the
     folder of ``output`` with the eval's name: ``core/NAME_k_8_eval_results.json``.
     HierarchicalTopK and TopK SAEs are evaluated at each k; other ones as they are, with
-    SAEBench's ``custom_sae`` in place of ``k_8``. A result that is there already is
-    not made again, and none is ever there in part.
+    SAEBench's ``custom_sae`` in place of ``k_8``. A result notes the checksums of what
+    it was made from. One that is there already, of the same SAE, data and settings, is
+    taken as done; another one is made again. A line says which and why. No result is
+    ever there in part.
 
     Attributes:
-        model: The language model that the SAEs were trained on.
+        model: The language model that the SAEs were trained on: TransformerLens's, or
+            SAELens's ``HookedProxyLM`` around one of Hugging Face.
         tokens: The dataset's tokens, [contexts, context], int64.
         dataset_name: The dataset's name in the results.
         output: Where the results go.
@@ -64,7 +78,7 @@ class SAEBench:
         force: Whether to make results again that are there.
     """
 
-    model: HookedTransformer
+    model: Any
     tokens: Tensor
     dataset_name: str
     output: Path
@@ -92,8 +106,8 @@ class SAEBench:
             {"tokens": self.tokens[: batches * batch_size].cpu().numpy()}
         )
         config = core_config.CoreEvalConfig(
-            model_name=self.model.cfg.model_name,
-            llm_dtype=general_utils.dtype_to_str(self.model.cfg.dtype),
+            model_name=self._model.name,
+            llm_dtype=self._model.dtype,
             batch_size_prompts=batch_size,
             n_eval_reconstruction_batches=min(
                 batches, -(-CORE_RECONSTRUCTION_CONTEXTS // batch_size)
@@ -113,23 +127,27 @@ class SAEBench:
         tokenizer: Any = self.model.tokenizer
         names = ("pad_token_id", "eos_token_id", "bos_token_id")
         special = {getattr(tokenizer, name) for name in names}
-        for pending in self._pending("core", saes, ks):
-            excluded = HookLocation.of(saes[pending.name]).excluded
-            metrics, features = core_main.run_evals(
-                pending.sae,
-                ActivationsStore.from_sae(
-                    self.model,
-                    pending.sae,
-                    dataset,
-                    context_size=config.context_size,
-                    total_tokens=len(dataset),
-                    device=self._device,
-                ),
+        note = {"tokens": numbers_sha256(self.tokens)}
+        planned = self._pending("core", saes, ks, config, note)
+        for pending, sae in each_with_its_sae(planned, saes, self._model.device):
+            excluded = HookLocation.of(sae).excluded
+            store = ActivationsStore.from_sae(
                 self.model,
-                config,
-                ignore_tokens={*special, *excluded} - {None},
-                verbose=True,
+                sae,
+                dataset,
+                context_size=config.context_size,
+                total_tokens=len(dataset),
+                device=self._model.device,
             )
+            with bars_of(pending):
+                metrics, features = core_main.run_evals(
+                    sae,
+                    store,
+                    self.model,
+                    config,
+                    ignore_tokens={*special, *excluded} - {None},
+                    verbose=True,
+                )
             metrics["misc_metrics"] = core_main.calculate_misc_metrics(features)
             result = {
                 "sae_set": pending.name,
@@ -145,7 +163,7 @@ class SAEBench:
                     version("sae-lens"),
                     version("sae-bench"),
                     str(partial),
-                    pending.sae,
+                    sae,
                 )
 
     def autointerp(
@@ -168,45 +186,36 @@ class SAEBench:
 
         Raises:
             ValueError: As ``core``; or if no feature is active often enough in the
-                dataset.
+                dataset, or the judge may not be asked as often as is needed.
             JudgeError: If the judge fails; its answers so far are kept.
         """
         check_size("latents", latents)
         contexts = AUTOINTERP_TOKENS // self.tokens.shape[1]
-        tokens = self.tokens[:contexts].to(self._device)
+        tokens = self.tokens[:contexts].to(self._model.device)
         config = AutoInterpConfig(
             judge=judge.model,
             judge_url=judge.url,
-            model_name=self.model.cfg.model_name,
+            model_name=self._model.name,
             n_latents=latents,
             random_seed=SEED,
             dataset_name=self.dataset_name,
             llm_context_size=tokens.shape[1],
             llm_batch_size=self.batch_size,
-            llm_dtype=general_utils.dtype_to_str(self.model.cfg.dtype),
+            llm_dtype=self._model.dtype,
             total_tokens=tokens.numel(),
         )
-        runs = []
-        for pending in self._pending("autointerp", saes, ks):
-            random.seed(SEED)
-            torch.manual_seed(SEED)
-            run = AutoInterp(config, self.model, pending.sae, tokens, judge)
-            if not run.examples:
-                raise ValueError(
-                    f"no feature of {pending} is active often enough in "
-                    f"{tokens.numel():,} tokens: AutoInterp needs a larger dataset"
-                )
-            runs.append((pending, run))
-        if runs:
-            chats = [chat for _, run in runs for chat in run.chats()]
-            tqdm.write(f"AutoInterp: {judge.estimate(chats)}")
-        for pending, run in runs:
-            results = run.ask(f"Asking about {pending}")
-            if not results:
-                raise JudgeError(
-                    f"{judge.model} said of no feature of {pending} where it is "
-                    "active: none of its answers is a list of numbers"
-                )
+        note = {"tokens": numbers_sha256(tokens)}
+        planned = self._pending("autointerp", saes, ks, config, note)
+        if not planned:
+            return
+        runs = list(self._gather(planned, saes, config, tokens, judge))
+        chats = [chat for _, run, _ in runs for chat in run.chats()]
+        estimate = judge.estimate(chats)
+        tqdm.write(f"AutoInterp: {estimate.text}")
+        judge.check_limit(estimate.calls)
+        for pending, run, sae_cfg in runs:
+            with bars_of(pending):
+                results = run.ask()
             scores = torch.tensor([result["score"] for result in results.values()])
             metrics = autointerp_output.AutoInterpMetrics(
                 autointerp_score=scores.mean().item(),
@@ -217,9 +226,60 @@ class SAEBench:
                 autointerp_output.AutoInterpEvalOutput,
                 config,
                 autointerp_output.AutoInterpMetricCategories(autointerp=metrics),
+                sae_cfg=sae_cfg,
                 details=[],
                 unstructured=results,
+                latents=numbers_sha256(run.examples),
             )
+
+    def _gather(
+        self,
+        planned: Sequence[PendingResult],
+        saes: Mapping[str, SAE[Any]],
+        config: Any,
+        tokens: Tensor,
+        judge: Judge,
+    ) -> Iterator[tuple[PendingResult, AutoInterp, dict[str, Any]]]:
+        """Yield each result with its examples and its SAE's configuration.
+
+        The model runs on the texts once, and each SAE encodes them once.
+        """
+        hooks = {r.name: str(saes[r.name].cfg.metadata.hook_name) for r in planned}
+        counted = activation_collection.get_bos_pad_eos_mask(
+            tokens, self.model.tokenizer
+        ).cpu()
+        with TemporaryDirectory(dir=self.output) as folder:
+            recorded = record_activations(
+                self.model,
+                tokens,
+                sorted(set(hooks.values())),
+                self.batch_size,
+                Path(folder),
+            )
+            for name, of_sae in groupby(planned, key=attrgetter("name")):
+                results = list(of_sae)
+                with prepared_sae(name, saes, self._model.device) as sae, bars_of(name):
+                    largest = results[-1].k  # ks ascend
+                    set_k(sae, largest)
+                    encodings = encode(
+                        sae, largest, recorded[hooks[name]], counted, self.batch_size
+                    )
+                for pending in results:
+                    set_k(sae, pending.k)
+                    random.seed(SEED)
+                    torch.manual_seed(SEED)
+                    at_k = encodings.at_k(pending.k)
+                    with bars_of(pending):
+                        run = AutoInterp(
+                            config, self.model, sae.cfg, tokens, at_k, judge
+                        )
+                    if not run.examples:
+                        raise ValueError(
+                            f"no feature of {pending} is active often enough in "
+                            f"{tokens.numel():,} tokens: AutoInterp needs a larger "
+                            "dataset"
+                        )
+                    yield pending, run, sae.cfg.to_dict()
 
     def sparse_probing(
         self,
@@ -246,25 +306,27 @@ class SAEBench:
         """
         names = {"dataset_names": list(datasets)} if datasets else {}
         config = probing_config.SparseProbingEvalConfig(
-            model_name=self.model.cfg.model_name,
+            model_name=self._model.name,
             random_seed=SEED,
             llm_batch_size=self.batch_size,
-            llm_dtype=general_utils.dtype_to_str(self.model.cfg.dtype),
+            llm_dtype=self._model.dtype,
             **names,
             **sizes,
         )
-        self.output.mkdir(parents=True, exist_ok=True)
+        note = {"labelled data": folders_sha256(config.dataset_names)}
+        planned = self._pending("sparse_probing", saes, ks, config, note)
         # The folder is for the model's activations, which the SAEs of a hook share. The
         # gradients, which SAEBench turns on and leaves on, are as before in the end.
         with TemporaryDirectory(dir=self.output) as artifacts, torch.enable_grad():
-            for pending in self._pending("sparse_probing", saes, ks):
-                results, by_class = probing_main.run_eval_single_sae(
-                    config,
-                    pending.sae,
-                    self.model,
-                    self._device,
-                    str(Path(artifacts) / pending.sae.cfg.hook_name),
-                )
+            for pending, sae in each_with_its_sae(planned, saes, self._model.device):
+                with bars_of(pending):
+                    results, by_class = probing_main.run_eval_single_sae(
+                        config,
+                        sae,
+                        self.model,
+                        self._model.device,
+                        str(Path(artifacts) / sae.cfg.hook_name),
+                    )
                 metrics = probing_output.SparseProbingMetricCategories(
                     llm=probing_output.SparseProbingLlmMetrics(
                         **{n: v for n, v in results.items() if n.startswith("llm_")}
@@ -277,6 +339,7 @@ class SAEBench:
                     probing_output.SparseProbingEvalOutput,
                     config,
                     metrics,
+                    sae_cfg=sae.cfg.to_dict(),
                     details=[
                         probing_output.SparseProbingResultDetail(
                             dataset_name=name, **result
@@ -288,18 +351,23 @@ class SAEBench:
                 )
 
     @property
-    def _device(self) -> str:
-        return str(self.model.cfg.device)
+    def _model(self) -> ModelFacts:
+        return ModelFacts.of(self.model)
 
     def _pending(
-        self, eval_type: str, saes: Mapping[str, SAE[Any]], ks: Sequence[int]
-    ) -> Iterator[PendingResult]:
+        self,
+        eval_type: str,
+        saes: Mapping[str, SAE[Any]],
+        ks: Sequence[int],
+        config: Any,
+        note: Mapping[str, str],
+    ) -> list[PendingResult]:
         folder = self.output / eval_type
-        return pending_results(folder, saes, ks, device=self._device, force=self.force)
+        return pending_results(folder, saes, ks, config, note, force=self.force)
 
 
 def draw_tokens(
-    model: HookedTransformer, sae: SAE[Any], dataset: str | Dataset, contexts: int
+    model: Any, sae: SAE[Any], dataset: str | Dataset, contexts: int
 ) -> Tensor:
     """Return contexts, as long as SAEBench's, of a dataset shuffled by its seed.
 
@@ -316,7 +384,7 @@ def draw_tokens(
         ValueError: If ``contexts`` is not at least 1, or the dataset has not one.
     """
     check_size("contexts", contexts)
-    device = str(model.cfg.device)
+    device = ModelFacts.of(model).device
     store = load_store(model, sae, dataset, context_size=CONTEXT_SIZE, device=device)
     store.shuffle_input_dataset(SEED)
     drawn = list(itertools.islice(store.iterable_sequences, contexts))

@@ -15,6 +15,8 @@ __all__ = ["SAEBenchResult", "autointerp_scores", "read_results", "results_table
 _MAIN = {
     ("sparsity", "l0"): "L0",
     ("model_performance_preservation", "ce_loss_score"): "CE recovered",
+    # By a formula of its own: not to be taken for a sweep's.
+    ("reconstruction_quality", "explained_variance"): "explained_variance (SAEBench)",
     ("reconstruction_quality", "cossim"): "cosine",
     ("autointerp", "autointerp_score"): "AutoInterp",
     ("sae", "sae_top_1_test_accuracy"): "probing, 1 feature",
@@ -62,7 +64,9 @@ def autointerp_scores(folder: str | Path) -> list[tuple[str, int | None, float]]
 def results_table(results: list[SAEBenchResult]) -> Table:
     """Return a table for the terminal of the main metrics that results have."""
     names = [name for name in _MAIN if any(name in r.metrics for r in results)]
-    table = Table("SAE", "k", *(_MAIN[name] for name in names))
+    table = Table("SAE", "k")
+    for name in names:
+        table.add_column(_MAIN[name].replace(" (", "\n("), overflow="fold")
     for column in table.columns[1:]:
         column.justify = "right"
     for result in results:

@@ -16,7 +16,13 @@ from sae_lens_hierarchical import HierarchicalTopKSAE
 from tests.helpers import make_crude_sae
 from tests.saebench.judge_server import JudgeServer, judge_server
 
-_NEED_IT = ["test_command.py", "test_evals.py", "test_judge.py", "test_relied_on.py"]
+_NEED_IT = [
+    "test_command.py",
+    "test_encodings.py",
+    "test_evals.py",
+    "test_judge.py",
+    "test_relied_on.py",
+]
 collect_ignore = [] if find_spec("sae_bench") else _NEED_IT
 
 

@@ -22,6 +22,10 @@ class JudgeServer(ThreadingHTTPServer):
         keys: The keys that came with them.
         failures: How the next requests fail: a status, or the name of a failure.
         answers: What it says to prompts with these strings in them, instead.
+        script: What it says to the next prompts, and why it ended.
+        retry_after: Whether it says how long to wait after an error.
+        headers: What it says with everything.
+        error: What it says with an error.
         reasons: Whether its model wants max_completion_tokens.
     """
 
@@ -30,8 +34,12 @@ class JudgeServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
-        self.failures: list[int | str] = []
+        self.failures: list[int | str | None] = []
         self.answers: dict[str, str] = {}
+        self.script: list[tuple[str | None, str]] = []
+        self.retry_after = True
+        self.headers: dict[str, str] = {}
+        self.error = "no luck"
         self.reasons = False
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -75,11 +83,11 @@ class JudgeHandler(BaseHTTPRequestHandler):
             self.server.asked.append({"path": self.path, **body})
             self.server.keys.add(self.headers["Authorization"])
             failure = self.server.failures.pop(0) if self.server.failures else None
-        if failure == "time-out":
-            self.server.closing.wait()
-            failure = None
-        message = {"content": self.server.answer(body["messages"][-1]["content"])}
-        whole = json.dumps({"choices": [{"message": message}]}).encode()
+            script = self.server.script.pop(0) if self.server.script else None
+        said = script or (self.server.answer(body["messages"][-1]["content"]), "stop")
+        message = {"content": said[0]}
+        choice = {"message": message, "finish_reason": said[1]}
+        whole = json.dumps({"choices": [choice]}).encode()
         if self.server.reasons and "max_tokens" in body:
             self._send(
                 400,
@@ -87,7 +95,8 @@ class JudgeHandler(BaseHTTPRequestHandler):
                 b"'max_completion_tokens' instead.\"}}",
             )
         elif isinstance(failure, int):
-            self._send(failure, b'{"error": {"message": "no luck"}}')
+            error = json.dumps({"error": {"message": self.server.error}})
+            self._send(failure, error.encode())
         elif failure == "reset":
             # Closed with this option, a socket resets its connection.
             linger = struct.pack("ii", 1, 0)
@@ -113,9 +122,11 @@ class JudgeHandler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(announced or len(body)))
-        if status == 429:
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        if status == 429 and self.server.retry_after:
             self.send_header("Retry-After", "0.05")
-        elif status >= 500:
+        elif status >= 500 and self.server.retry_after:
             self.send_header("Retry-After-Ms", "5")
         self.end_headers()
         self.wfile.write(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def test_core_and_autointerp_on_the_bundled_model(
     command = ["saebench", str(checkpoint), *SMALL, *judge]
     command += ["--evals", "core,autointerp"]
     assert main([*command, "--max-calls", "2"]) == 2
-    assert "the limit of 2 calls" in capsys.readouterr().err
+    assert "max_calls must be at least 16" in capsys.readouterr().err
+    assert server.asked == []
     assert main(command) == 0
 
     table = capsys.readouterr().out
@@ -48,7 +50,16 @@ def test_core_and_autointerp_on_the_bundled_model(
     assert len(autointerp_scores("eval_results")) == 2
 
 
+@pytest.mark.parametrize(
+    ("model_class", "hook_name"),
+    [
+        ("HookedTransformer", "blocks.1.hook_resid_post"),
+        ("AutoModelForCausalLM", "transformer.h.1"),
+    ],
+)
 def test_a_local_model_and_dataset_in_place_of_hub_names(
+    model_class: str,
+    hook_name: str,
     model: HookedSAETransformer,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -65,7 +76,8 @@ def test_a_local_model_and_dataset_in_place_of_hub_names(
     text = load_bundled_dataset("held_out").select(range(8))
     text.to_json(tmp_path / "text" / "train.jsonl")
     sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=16, d_sae=32, k_max=8))
-    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    sae.cfg.metadata.hook_name = hook_name
+    sae.cfg.metadata.model_class_name = model_class
     sae.cfg.metadata.prepend_bos = True
     sae.save_model(tmp_path / "sae")
     local = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "text")]
@@ -78,6 +90,9 @@ def test_a_local_model_and_dataset_in_place_of_hub_names(
     found = read_results(tmp_path / "results")
     assert [r.metrics["sparsity", "l0"] for r in found] == pytest.approx([2, 8])
     assert [k for _, k, _ in autointerp_scores(tmp_path / "results")] == [2, 8]
+    config = json.loads(next(tmp_path.glob("results/core/*.json")).read_text())
+    assert config["eval_config"]["model_name"] == str(tmp_path / "model")
+    assert config["eval_config"]["llm_dtype"] == "float32"
     assert main(["saebench", str(tmp_path / "sae"), *SMALL, *output]) == 2
     assert "must name one model" in capsys.readouterr().err
 

@@ -31,7 +31,8 @@ from sae_lens_hierarchical import HierarchicalTopKSAE
 from sae_lens_hierarchical.data import load_bundled_dataset
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.saebench.evals import SAEBench, draw_tokens
-from sae_lens_hierarchical.saebench.judge import Judge, JudgeError
+from sae_lens_hierarchical.saebench.inputs import NOTE
+from sae_lens_hierarchical.saebench.judge import TRIES, Judge, JudgeError
 from sae_lens_hierarchical.saebench.results import autointerp_scores
 from tests.saebench.judge_server import JudgeServer
 
@@ -51,6 +52,8 @@ def bench(model: HookedSAETransformer, tokens: Tensor, tmp_path: Path) -> SAEBen
 
 
 def new_judge(server: JudgeServer, bench: SAEBench, **options: Any) -> Judge:
+    # It would wait for minutes.
+    options = {"sleep": lambda _: None, **options}
     return Judge("small", bench.output / "answers", url=server.url, **options)
 
 
@@ -222,19 +225,28 @@ def test_autointerp_bears_the_apis_failures_and_asks_nothing_twice(
     assert "AutoInterp: 0 calls" in capsys.readouterr().out
 
 
+def test_a_limit_below_the_estimate_is_said_before_anything_is_asked(
+    bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer
+) -> None:
+    with pytest.raises(ValueError, match="max_calls must be at least 10, which"):
+        bench.autointerp({"ours": sae}, [2], new_judge(server, bench, max_calls=9), 6)
+
+    assert server.asked == []
+    bench.autointerp({"ours": sae}, [2], new_judge(server, bench, max_calls=10), 6)
+    assert len(server.asked) == 10
+
+
 def test_a_limit_stops_autointerp_and_the_next_run_goes_on(
     bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer
 ) -> None:
-    with pytest.raises(JudgeError, match="the limit of 3 calls"):
-        bench.autointerp(
-            {"ours": sae}, [2], new_judge(server, bench, max_calls=3), LATENTS
-        )
+    server.script = [("", "stop")] * 5  # which are to be asked for again
+    with pytest.raises(JudgeError, match="the limit of 10 calls"):
+        bench.autointerp({"ours": sae}, [2], new_judge(server, bench, max_calls=10), 6)
 
-    assert len(server.asked) == 3
+    assert len(server.asked) == 10
     assert files(bench) == {"answers"}
-    bench.autointerp({"ours": sae}, [2], new_judge(server, bench), LATENTS)
-    latents = load_result(bench, "autointerp/ours_k_2")["eval_result_unstructured"]
-    assert len(server.asked) == 2 * len(latents)
+    bench.autointerp({"ours": sae}, [2], new_judge(server, bench), 6)
+    assert len(server.asked) == 10 + 5
 
 
 def test_after_a_refusal_nothing_more_is_asked(
@@ -260,16 +272,28 @@ def test_answers_that_are_no_lists_are_not_scored(
     one = next(iter(whole.values()))["explanation"]
     same = [r for r in whole.values() if r["explanation"] == one]
 
+    server.asked.clear()
     server.answers[f"fires on {one}."] = "1, ²"
     other = replace(bench, output=bench.output.with_name("other"))
     other.autointerp({"ours": sae}, [8], new_judge(server, other), LATENTS)
 
     rest = load_result(other, "autointerp/ours_k_8")["eval_result_unstructured"]
     assert len(rest) == len(whole) - len(same)
-    assert f"{len(same)} answers were no list of numbers" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{len(same)} of {len(whole)} features are not scored" in said
+    assert len(server.asked) == 2 * len(whole) + (TRIES - 1) * len(same)
+    # The judge may have learnt: what was of no use is asked again.
+    server.asked.clear()
+    del server.answers[f"fires on {one}."]
+    forced = replace(other, force=True)
+    forced.autointerp({"ours": sae}, [8], new_judge(server, other), LATENTS)
+    assert (
+        load_result(other, "autointerp/ours_k_8")["eval_result_unstructured"] == whole
+    )
+    assert len(server.asked) == len(same)
     server.answers["fires on"] = "I cannot tell."
     none = replace(bench, output=bench.output.with_name("none"))
-    with pytest.raises(JudgeError, match="none of its answers is a list"):
+    with pytest.raises(JudgeError, match="no answer of use about the first 6 features"):
         none.autointerp({"ours": sae}, [8], new_judge(server, none), LATENTS)
     assert files(none) == {"answers"}
 
@@ -291,7 +315,7 @@ def test_too_small_a_dataset_is_said(
 ) -> None:
     little = replace(bench, tokens=tokens[:1])
 
-    with pytest.raises(ValueError, match="ours at k_2 is active often enough in 128"):
+    with pytest.raises(ValueError, match="ours at k = 2 is active often enough"):
         little.autointerp({"ours": sae}, [2], new_judge(server, bench), LATENTS)
 
     assert server.asked == []
@@ -330,6 +354,65 @@ def test_results_are_made_once_and_whole(
     training = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=9, k=2))
     with pytest.raises(ValueError, match="it is a training SAE: save it and load it"):
         bench.core({"it": training}, [2])
+
+
+def test_a_result_of_something_else_is_made_again(
+    bench: SAEBench,
+    sae: HierarchicalTopKSAE,
+    tokens: Tensor,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench = replace(bench, tokens=tokens[:4], batch_size=4)
+    bench.core({"ours": sae}, [2])
+    made = {load_result(bench, "core/ours_k_2")["eval_id"]}
+    moved, other_weights = copy.deepcopy(sae), copy.deepcopy(sae)
+    moved.k = 5
+    moved.cfg.metadata.dataset_path = "elsewhere"
+    with torch.no_grad():
+        other_weights.b_dec.add_(0.01)
+
+    def core(sae: HierarchicalTopKSAE, **changes: Any) -> str:
+        replace(bench, **changes).core({"ours": sae}, [2])
+        made.add(load_result(bench, "core/ours_k_2")["eval_id"])
+        return capsys.readouterr().out
+
+    said = core(moved)
+    assert "ours_k_2_eval_results.json is there already, of the same SAE, data" in said
+    assert "taken as done" in said
+    assert len(made) == 1
+    path = "ours_k_2_eval_results.json is there and is made again: "
+    assert f"{path}other SAE\n" in core(other_weights)
+    assert f"{path}other tokens\n" in core(other_weights, tokens=tokens[4:8])
+    said = core(other_weights, tokens=tokens[4:8], dataset_name="other")
+    assert f"{path}dataset was 'bundled' and is 'other'\n" in said
+    assert len(made) == 4
+    file = bench.output / "core/ours_k_2_eval_results.json"
+    file.write_text('{"eval_id": "of an older version"}')
+    assert f"{path}it does not say what it was made from" in core(sae)
+    with pytest.raises(ValueError, match="the results of a/b would have the file name"):
+        bench.core({"a/b": sae, "a_b": sae}, [2])
+
+
+def test_a_result_of_another_judge_or_other_latents_is_made_again(
+    bench: SAEBench,
+    sae: HierarchicalTopKSAE,
+    server: JudgeServer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def latents(judge: Judge, latents: int) -> str:
+        bench.autointerp({"ours": sae}, [8], judge, latents)
+        return load_result(bench, "autointerp/ours_k_8")[NOTE]["latents"]
+
+    first = latents(new_judge(server, bench), 3)
+    capsys.readouterr()
+    assert latents(new_judge(server, bench), 3) == first
+    assert "taken as done" in capsys.readouterr().out
+    assert latents(new_judge(server, bench), 2) != first
+    assert "made again: n_latents was 3 and is 2\n" in capsys.readouterr().out
+    large = Judge("large", bench.output / "answers", url=server.url)
+    assert latents(large, 3) == first
+    said = capsys.readouterr().out
+    assert "judge was 'small' and is 'large'; n_latents was 2 and is 3\n" in said
 
 
 def test_sparse_probing_takes_local_datasets(

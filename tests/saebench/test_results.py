@@ -33,7 +33,10 @@ def write(path: Path, sae: str, k: int | None, metrics: dict[str, Any]) -> None:
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     for k in (16, 2):
-        core = {"sparsity": {"l0": k - 0.5, "l1": 9.0}}
+        core = {
+            "sparsity": {"l0": k - 0.5, "l1": 9.0},
+            "reconstruction_quality": {"explained_variance": 0.625},
+        }
         write(tmp_path / "core" / f"ours_k_{k}_eval_results.json", "ours", k, core)
     scored = {"autointerp": {"autointerp_score": 0.75, "autointerp_std_dev": 0.1}}
     folder = tmp_path / "autointerp"
@@ -47,8 +50,8 @@ def test_results_come_together_by_sae_and_k(results: Path) -> None:
     found = read_results(results)
 
     assert [(r.sae, r.k, len(r.metrics)) for r in found] == [
-        ("ours", 2, 4),
-        ("ours", 16, 2),
+        ("ours", 2, 5),
+        ("ours", 16, 3),
         ("relu", None, 2),
     ]
     assert autointerp_scores(results) == [("ours", 2, 0.75), ("relu", None, 0.75)]
@@ -60,7 +63,9 @@ def test_the_table_shows_what_was_measured(
     Console(width=80).print(results_table(read_results(results)))
 
     table = capsys.readouterr().out
-    for word in ("ours", "16", "15.500", "AutoInterp", "0.750", "relu"):
+    words = ("ours", "16", "15.500", "AutoInterp", "0.750", "relu")
+    # Not a sweep's.
+    for word in (*words, "explained_variance", "(SAEBench)", "0.625"):
         assert word in table
     assert "probing" not in table
 
