@@ -66,18 +66,6 @@ def test_training_over_processes_needs_all_that_torchrun_sets(
     assert "needs ['RANK', 'LOCAL_RANK', 'MASTER_PORT'] in the environment" in error
 
 
-@pytest.mark.parametrize("args", [["train"], ["train", "--help"]])
-def test_train_help_shows_our_options_and_saelens(
-    args: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main(args)
-
-    out = capsys.readouterr().out
-    for option in ("--preset", "--resume", "--loss_every", "--training_tokens"):
-        assert option in out
-
-
 def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["quickstart", "--sede", "1"])

@@ -123,16 +123,14 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 def saelens_config(
     options: argparse.Namespace, fields: dict[str, Any], rest: list[str]
 ) -> Any:
-    """Parse SAELens's options on top of ``fields``; --help shows our options first."""
+    """Parse SAELens's options on top of ``fields``."""
     from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
 
-    if not {"-h", "--help"}.isdisjoint(rest):
-        print(options.help())
     given = {option.partition("=")[0] for option in rest}
     unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
     # Of two options with one name SAELens's parser takes the later one.
     defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
-    ours = options_in(options.help()) | {f"--{name}" for name in fields}
+    ours = options_in(options.parser.format_help()) | {f"--{name}" for name in fields}
     cfg = _parse([*defaults, *rest], ours)
     for name in unset:  # for which its parser has no word
         setattr(cfg, name, None)
@@ -151,9 +149,7 @@ def _parse(args: list[str], ours: set[str]) -> Any:
             return _parse_cfg_args(args)
     except argparse.ArgumentError as error:
         raise ValueError(with_suggestion(str(error), ())) from None
-    except SystemExit as end:
-        if end.code == 0:  # --help
-            raise
+    except SystemExit:
         usage, _, message = shown.getvalue().strip().rpartition("error: ")
         known = options_in(usage) | ours
         raise ValueError(with_suggestion(message, known)) from None

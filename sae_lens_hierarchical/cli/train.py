@@ -20,6 +20,7 @@ from sae_lens_hierarchical.cli.arguments import (
 from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.progress import without_progress
 from sae_lens_hierarchical.cli.results import show_next
+from sae_lens_hierarchical.cli.training_help import add_help, describe, show_help
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 
@@ -40,14 +41,22 @@ def add_parser(commands: Subparsers) -> None:
         "[SAELENS_OPTION ...]\n"
         "       sae-lens-hierarchical train --resume FOLDER [--output FOLDER] "
         "[--trust-remote-code]",
-        # --help is SAELens's, which has all the options.
+        description=describe(
+            "Train an SAE. SAELens's options are taken, too: they are listed below.",
+            "train --preset bundled --k 16",
+            "train --preset gemma-2-2b-layer-12 --training_tokens 100000000",
+            "train --model_name gpt2 --hook_name blocks.6.hook_resid_pre "
+            "--d_in 768 ...",
+            "train --resume checkpoints/",
+        ),
         add_help=False,
     )
+    add_help(command)
     source = command.add_mutually_exclusive_group()
     source.add_argument(
         "--preset",
         metavar="NAME",
-        help="start from one of the paper's recipes, or bundled",
+        help="start from one of the recipes above (default: SAELens's defaults)",
     )
     source.add_argument(
         "--resume", type=Path, metavar="FOLDER", help="go on with a run that was killed"
@@ -70,11 +79,14 @@ def add_parser(commands: Subparsers) -> None:
     )
     add_force(command)
     add_run_options(command)
-    command.set_defaults(run=run, help=command.format_help)
+    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
+    started = (options.preset, options.resume, options.training_tokens, *rest)
+    if options.help or not any(started):
+        show_help(options.parser, rest)
     if not is_one_of_several():
         return _train(options, rest)
     from sae_lens_hierarchical.training.distributed import join_processes
@@ -162,8 +174,6 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
             fields["log_to_wandb"] = False
     elif options.training_tokens is not None:
         fields["training_tokens"] = options.training_tokens
-    elif not rest:
-        rest = ["--help"]
     cfg = saelens_config(options, fields, rest)
     if cfg.logger.log_to_wandb:
         check_wandb_login()
