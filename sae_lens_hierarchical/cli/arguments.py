@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_hierarchical.cli.parser import options_in, with_suggestion
-from sae_lens_hierarchical.defaults import DEVICE, MATMUL_PRECISION
+from sae_lens_hierarchical.defaults import DEVICE, LOG_TO, MATMUL_PRECISION, METRICS_CSV
 
 __all__ = [
     "RUN_OPTIONS",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Subparsers = Any  # argparse's has no public name
-RUN_OPTIONS = ("matmul_precision", "max_norm_ratio")
+RUN_OPTIONS = ("matmul_precision", "max_norm_ratio", "logger")
 
 
 def add_ks(command: argparse.ArgumentParser) -> None:
@@ -118,6 +118,14 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         metavar="X",
         help="leave out tokens whose norm is above X times the median (default: none)",
     )
+    command.add_argument(
+        "--logger",
+        type=_loggers,
+        metavar="NAME,...",
+        help=f"where metrics go: wandb; csv, which is {METRICS_CSV} in the output "
+        "folder; tensorboard, its folder tensorboard; or none (default: wandb; for the "
+        "preset bundled none)",
+    )
 
 
 def saelens_config(
@@ -126,7 +134,14 @@ def saelens_config(
     """Parse SAELens's options on top of ``fields``."""
     from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
 
+    added = {n: getattr(options, n) for n in RUN_OPTIONS}
+    loggers = added.pop("logger")
     given = {option.partition("=")[0] for option in rest}
+    if loggers is not None:
+        if given & {"--log_to_wandb", "--nolog_to_wandb"}:
+            raise ValueError("give either --logger or --log_to_wandb, and not both")
+        fields = fields | {"log_to_wandb": "wandb" in loggers}
+        added["log_to"] = [name for name in loggers if name in LOG_TO]
     unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
     # Of two options with one name SAELens's parser takes the later one.
     defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
@@ -134,8 +149,7 @@ def saelens_config(
     cfg = _parse([*defaults, *rest], ours)
     for name in unset:  # for which its parser has no word
         setattr(cfg, name, None)
-    given_ours = {n: getattr(options, n) for n in RUN_OPTIONS}
-    added = {name: value for name, value in given_ours.items() if value is not None}
+    added = {name: value for name, value in added.items() if value is not None}
     return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | added)
 
 
@@ -176,6 +190,16 @@ def _integers(text: str) -> list[int]:
     except ValueError:
         message = f"must be whole numbers with commas between them, got {text!r}"
         raise argparse.ArgumentTypeError(message) from None
+
+
+def _loggers(text: str) -> list[str]:
+    loggers, known = text.split(","), (*LOG_TO, "wandb")
+    if loggers == ["none"]:
+        return []
+    if any(name not in known for name in loggers):
+        message = f"must be none, or some of {', '.join(known)} with commas between "
+        raise argparse.ArgumentTypeError(f"{message}them, got {text!r}")
+    return loggers
 
 
 def _device(text: str) -> str:

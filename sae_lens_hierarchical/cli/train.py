@@ -22,7 +22,7 @@ from sae_lens_hierarchical.cli.progress import without_progress
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.cli.training_help import add_help, describe, show_help
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
-from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
+from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED, METRICS_CSV
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -178,8 +178,9 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     if cfg.logger.log_to_wandb:
         check_wandb_login()
     if cfg.output_path is not None:
-        sae = Path(cfg.output_path) / "cfg.json"
-        refuse_existing(sae, option="--output_path", force=options.force)
+        written = ["cfg.json", *([METRICS_CSV] if "csv" in cfg.log_to else [])]
+        files = (Path(cfg.output_path) / name for name in written)
+        refuse_existing(*files, option="--output_path", force=options.force)
     return cfg
 
 

@@ -39,6 +39,11 @@ from sae_lens_hierarchical.training.config import (
 from sae_lens_hierarchical.training.false_warnings import without_false_warnings
 from sae_lens_hierarchical.training.fine_tuning import sae_from_pretrained
 from sae_lens_hierarchical.training.hook import check_hook
+from sae_lens_hierarchical.training.metrics_log import (
+    MetricsLog,
+    check_can_log,
+    open_metrics_log,
+)
 from sae_lens_hierarchical.training.precision import (
     SAELENS_PRECISION,
     matmul_precision,
@@ -92,6 +97,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         self.cfg = cfg
         check_trainable("sae", cfg.sae)
         make_paths_absolute(cfg)
+        check_can_log(cfg)
         self._checkpoint = self._find_checkpoint()
         with self._reserve_folders():
             pass  # they can be written: the run itself holds them
@@ -199,7 +205,11 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         store = cast("ResumableActivationsStore", self.activations_store)
         self.sae.cfg.metadata.max_norm = store.max_norms().get(self.cfg.hook_name)
         self._compile_sae_if_needed()
-        with self._prefetching(trainer), stopping_on_signals(trainer):
+        with (
+            self._open_metrics_log(trainer.n_training_steps) as trainer.metrics_log,
+            self._prefetching(trainer),
+            stopping_on_signals(trainer),
+        ):
             sae = trainer.fit()
         store.report_outliers()
         trainer.check_finite()
@@ -270,6 +280,9 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             resume="allow",
         )
         log.wandb_id = run.id  # a resumed run goes on in it
+
+    def _open_metrics_log(self, step: int) -> AbstractContextManager[MetricsLog | None]:
+        return open_metrics_log(self.cfg, step)
 
     @contextmanager
     def _prefetching(self, trainer: ResumableSAETrainer) -> Generator[None]:

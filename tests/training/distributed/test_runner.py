@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -123,7 +124,7 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
 def test_process_0_logs_and_evaluates_the_whole_sae(
     prefetch: bool, tmp_path: Path
 ) -> None:
-    changes = {"prefetch_llm_batches": prefetch}
+    changes = {"prefetch_llm_batches": prefetch, "log_to": ["csv"]}
     (start, *rows), (start_of_other, *_) = run_on_processes(
         2, logged, tmp_path, changes
     )
@@ -135,6 +136,9 @@ def test_process_0_logs_and_evaluates_the_whole_sae(
     losses = [row["losses/hierarchical_loss"] for row in rows if "losses" in str(row)]
     assert len(losses) == 5
     assert losses[-1] < losses[0]
+    with (tmp_path / "output" / "training_metrics.csv").open(newline="") as file:
+        table = [*csv.DictReader(file)]
+    assert [float(row["losses/hierarchical_loss"]) for row in table] == losses
     evaluations = [row for row in rows if "model_performance_preservation" in str(row)]
     assert len(evaluations) == 2
 
