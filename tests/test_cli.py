@@ -90,7 +90,7 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         ),
         (["train", "--k", "abc"], "--k: invalid int value: 'abc'"),
         (["train", "--budgets", "[1,4]"], "have spaces between them, such as 1 4"),
-        (["train", "--loss_evry", "8"], "did you mean --loss_every?"),
+        (["train", "--loss_evry", "8"], "did you mean --loss_every"),
         (["train", "--archtecture", "topk"], "did you mean --architecture?"),
         (["train", "--architecture", "hierachical"], "invalid choice: 'hierachical'"),
     ],

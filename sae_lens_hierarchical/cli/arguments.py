@@ -132,25 +132,32 @@ def saelens_config(
     options: argparse.Namespace, fields: dict[str, Any], rest: list[str]
 ) -> Any:
     """Parse SAELens's options on top of ``fields``."""
-    from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
+    from sae_lens_hierarchical.training.config import (
+        RUN_FIELDS,
+        LanguageModelSAERunnerConfig,
+    )
 
-    added = {n: getattr(options, n) for n in RUN_OPTIONS}
-    loggers = added.pop("logger")
+    added = {n: fields[n] for n in RUN_FIELDS if n in fields}
+    fields = {name: value for name, value in fields.items() if name not in added}
+    added |= {n: v for n in RUN_OPTIONS if (v := getattr(options, n)) is not None}
+    loggers = added.pop("logger", None)
     given = {option.partition("=")[0] for option in rest}
     if loggers is not None:
         if given & {"--log_to_wandb", "--nolog_to_wandb"}:
             raise ValueError("give either --logger or --log_to_wandb, and not both")
         fields = fields | {"log_to_wandb": "wandb" in loggers}
         added["log_to"] = [name for name in loggers if name in LOG_TO]
-    unset = [n for n, v in fields.items() if v is None and f"--{n}" not in given]
+    # For these its parser has no word, or one that is not theirs in a file.
+    later = {n: v for n, v in fields.items() if v is None or isinstance(v, list | dict)}
     # Of two options with one name SAELens's parser takes the later one.
-    defaults = [f"--{n}={v}" for n, v in fields.items() if v is not None]
+    defaults = [f"--{n}={v}" for n, v in fields.items() if n not in later]
     ours = options_in(options.parser.format_help()) | {f"--{name}" for name in fields}
-    cfg = _parse([*defaults, *rest], ours)
-    for name in unset:  # for which its parser has no word
-        setattr(cfg, name, None)
-    added = {name: value for name, value in added.items() if value is not None}
-    return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | added)
+    cfg = _parse([*defaults, *rest], ours).to_dict()
+    for name, value in later.items():
+        if f"--{name}" not in given:
+            parts = (cfg, cfg["sae"], cfg["logger"])
+            next(part for part in parts if name in part)[name] = value
+    return LanguageModelSAERunnerConfig.from_dict(cfg | added)
 
 
 def _parse(args: list[str], ours: set[str]) -> Any:

@@ -59,6 +59,13 @@ def add_parser(commands: Subparsers) -> None:
         help="start from one of the recipes above (default: SAELens's defaults)",
     )
     source.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="start from the fields in FILE, which is YAML or JSON, such as "
+        "--save-config writes, or a run's runner_cfg.json",
+    )
+    source.add_argument(
         "--resume", type=Path, metavar="FOLDER", help="go on with a run that was killed"
     )
     command.add_argument(
@@ -74,8 +81,15 @@ def add_parser(commands: Subparsers) -> None:
     command.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="with --resume: let the model's and the dataset's own code run, if the "
-        "run's config says so",
+        help="with --resume or --config: let the model's and the dataset's own code "
+        "run, if the run's config says so",
+    )
+    command.add_argument(
+        "--save-config",
+        type=Path,
+        metavar="FILE",
+        help="write the fields that differ from the defaults to FILE, which --config "
+        "takes, and train nothing",
     )
     add_force(command)
     add_run_options(command)
@@ -84,7 +98,8 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
-    started = (options.preset, options.resume, options.training_tokens, *rest)
+    started = (options.preset, options.config, options.resume, *rest)
+    started = (*started, options.training_tokens, options.save_config)
     if options.help or not any(started):
         show_help(options.parser, rest)
     if not is_one_of_several():
@@ -125,9 +140,16 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     if options.resume is None:
         with one_error:
             cfg = _new_config(options, rest)
-        runner = runner_class(cfg)
+        if options.save_config is not None:
+            _save_config(options, cfg)
+            return 0
+        trust = options.config is None or options.trust_remote_code
+        runner = runner_class.of_untrusted(cfg, trust_remote_code=trust)
     else:
-        given = {"--training_tokens": options.training_tokens}
+        given = {
+            "--training_tokens": options.training_tokens,
+            "--save-config": options.save_config,
+        }
         given |= {f"--{name}": getattr(options, name) for name in RUN_OPTIONS}
         rest = [*(name for name, value in given.items() if value is not None), *rest]
         with one_error:
@@ -160,21 +182,31 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
+    from sae_lens_hierarchical.training.config_file import read_config
     from sae_lens_hierarchical.training.presets import preset_fields
+    from sae_lens_hierarchical.training.resume import check_model_kwargs
 
-    if options.output is not None or options.trust_remote_code:
+    if options.output is not None:
+        raise ValueError("--output is for --resume; a new run takes --output_path")
+    if options.trust_remote_code and options.config is None:
         raise ValueError(
-            "--output and --trust-remote-code are for --resume; a new run takes "
-            "SAELens's --output_path and --model_from_pretrained_kwargs"
+            "--trust-remote-code is for --resume and --config; a new run takes "
+            "SAELens's --model_from_pretrained_kwargs"
         )
     fields: dict[str, Any] = {"architecture": ARCHITECTURE}
     if options.preset is not None:
         fields = preset_fields(options.preset, options.training_tokens)
         if options.preset == BUNDLED:
             fields["log_to_wandb"] = False
-    elif options.training_tokens is not None:
+    if options.config is not None:
+        fields |= read_config(options.config)
+        kwargs = fields.get("model_from_pretrained_kwargs")
+        check_model_kwargs(options.config, kwargs, options.trust_remote_code)
+    if options.training_tokens is not None:
         fields["training_tokens"] = options.training_tokens
     cfg = saelens_config(options, fields, rest)
+    if options.save_config is not None:
+        return cfg
     if cfg.logger.log_to_wandb:
         check_wandb_login()
     if cfg.output_path is not None:
@@ -182,6 +214,16 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
         files = (Path(cfg.output_path) / name for name in written)
         refuse_existing(*files, option="--output_path", force=options.force)
     return cfg
+
+
+def _save_config(options: argparse.Namespace, cfg: Any) -> None:
+    from sae_lens_hierarchical.training.config_file import changed_fields, to_yaml
+
+    file = options.save_config
+    refuse_existing(file, option="--save-config", force=options.force)
+    file.write_text(to_yaml(changed_fields(cfg)), encoding="utf-8")
+    print(file)
+    show_next(f"train --config {shlex.quote(str(file))}")
 
 
 def _is_finished(options: argparse.Namespace) -> bool:

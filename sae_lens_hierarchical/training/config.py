@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import sae_lens
-from sae_lens import TopKTrainingSAEConfig, TrainingSAEConfig
+from sae_lens import LoggingConfig, TopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_hierarchical.defaults import MATMUL_PRECISION
@@ -19,7 +19,14 @@ from sae_lens_hierarchical.training.precision import (
     check_matmul_precision,
 )
 
-__all__ = ["LanguageModelSAERunnerConfig", "check_trainable"]
+__all__ = [
+    "RUN_FIELDS",
+    "LanguageModelSAERunnerConfig",
+    "check_trainable",
+    "flat_field_names",
+]
+
+RUN_FIELDS = {"matmul_precision", "max_norm_ratio", "log_to"}  # not SAELens's
 
 
 @dataclass(init=False)
@@ -82,8 +89,7 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
         config_class = None if architecture is None else _config_class(architecture)
         runner_names = _init_names(sae_lens.LanguageModelSAERunnerConfig)
         sae_names = set() if config_class is None else _init_names(config_class)
-        ours = {"matmul_precision", "max_norm_ratio", "log_to"}
-        known = runner_names | sae_names | ours
+        known = runner_names | sae_names | RUN_FIELDS
         for name in settings:
             if name not in known:
                 raise TypeError(f"unknown field {name!r}{did_you_mean(name, known)}")
@@ -95,6 +101,17 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
             sae = config_class(**of_sae)
         of_runner = {n: v for n, v in settings.items() if n in runner_names}
         super().__init__(sae=sae, **of_runner)
+
+
+def flat_field_names(architecture: str) -> set[str]:
+    """Return the names of the fields of a run, of its SAE and of its logger.
+
+    Raises:
+        ValueError: If the architecture is unknown.
+    """
+    runner, sae = sae_lens.LanguageModelSAERunnerConfig, _config_class(architecture)
+    names = _init_names(runner) | _init_names(sae) | _init_names(LoggingConfig)
+    return (names | RUN_FIELDS) - {"logger", "metadata"}
 
 
 def check_trainable(name: str, sae: TrainingSAEConfig) -> None:

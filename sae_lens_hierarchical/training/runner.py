@@ -161,6 +161,33 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if not in_place:
             cfg.checkpoint_path = str(Path(str(output)) / "checkpoints")
             cfg.logger.log_to_wandb = False
+        return cls.of_untrusted(
+            cfg,
+            override_dataset,
+            override_model,
+            trust_remote_code=trust_remote_code,
+        )
+
+    @classmethod
+    def of_untrusted(
+        cls,
+        cfg: sae_lens.LanguageModelSAERunnerConfig[Any],
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Return the runner of a config that comes from a file, which runs no code.
+
+        Args:
+            cfg: The config, after ``check_model_kwargs``.
+            override_dataset: A dataset to take instead of the one that it names.
+            override_model: Likewise.
+            trust_remote_code: Let the model's and the dataset's own code run after all.
+
+        Raises:
+            ValueError: If the model needs code of its own, and may not run it.
+        """
         if trust_remote_code:
             return cls(cfg, override_dataset, override_model)
         cfg.dataset_trust_remote_code = False
