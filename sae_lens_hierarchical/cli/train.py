@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from sae_lens_hierarchical.cli.arguments import (
     is_one_of_several,
     saelens_config,
 )
+from sae_lens_hierarchical.cli.dry_run import dry_run
 from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.progress import without_progress
 from sae_lens_hierarchical.cli.results import show_next
@@ -85,6 +88,12 @@ def add_parser(commands: Subparsers) -> None:
         "run, if the run's config says so",
     )
     command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing, but show what the run would take (memory, disk, and time, "
+        "from ten steps) and check that it can start; status 1 if it cannot",
+    )
+    command.add_argument(
         "--save-config",
         type=Path,
         metavar="FILE",
@@ -98,10 +107,14 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
-    started = (options.preset, options.config, options.resume, *rest)
-    started = (*started, options.training_tokens, options.save_config)
-    if options.help or not any(started):
+    no_run = options.dry_run or options.save_config
+    started = (options.preset, options.config, options.resume, options.training_tokens)
+    if options.help or not any((*started, no_run, *rest)):
         show_help(options.parser, rest)
+    if no_run and is_one_of_several():
+        raise ValueError(
+            "--dry-run and --save-config are for one process: start it without torchrun"
+        )
     if not is_one_of_several():
         return _train(options, rest)
     from sae_lens_hierarchical.training.distributed import join_processes
@@ -144,11 +157,15 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
             _save_config(options, cfg)
             return 0
         trust = options.config is None or options.trust_remote_code
-        runner = runner_class.of_untrusted(cfg, trust_remote_code=trust)
+        make_runner = partial(runner_class.of_untrusted, cfg, trust_remote_code=trust)
+        if options.dry_run:
+            return dry_run(cfg, _checks(options, cfg), make_runner)
+        runner = make_runner()
     else:
         given = {
             "--training_tokens": options.training_tokens,
             "--save-config": options.save_config,
+            "--dry-run": options.dry_run or None,
         }
         given |= {f"--{name}": getattr(options, name) for name in RUN_OPTIONS}
         rest = [*(name for name, value in given.items() if value is not None), *rest]
@@ -205,15 +222,24 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     if options.training_tokens is not None:
         fields["training_tokens"] = options.training_tokens
     cfg = saelens_config(options, fields, rest)
-    if options.save_config is not None:
-        return cfg
+    if options.save_config is None and not options.dry_run:
+        for check in _checks(options, cfg).values():
+            check()
+    return cfg
+
+
+def _checks(options: argparse.Namespace, cfg: Any) -> dict[str, Callable[[], None]]:
+    """Return what is checked before the model is loaded, by what it checks."""
+    checks: dict[str, Callable[[], None]] = {}
     if cfg.logger.log_to_wandb:
-        check_wandb_login()
+        checks["login to Weights & Biases"] = check_wandb_login
     if cfg.output_path is not None:
         written = ["cfg.json", *([METRICS_CSV] if "csv" in cfg.log_to else [])]
-        files = (Path(cfg.output_path) / name for name in written)
-        refuse_existing(*files, option="--output_path", force=options.force)
-    return cfg
+        files = [Path(cfg.output_path) / name for name in written]
+        checks["no output is replaced"] = partial(
+            refuse_existing, *files, option="--output_path", force=options.force
+        )
+    return checks
 
 
 def _save_config(options: argparse.Namespace, cfg: Any) -> None:

@@ -214,16 +214,20 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         with self._reserve_folders(), matmul_precision(precision):
             return self._run()
 
-    def _run(self) -> TrainingSAE[Any]:
-        self._set_sae_metadata()
-        self._start_wandb()
-        trainer = self._trainer_class(
+    def make_trainer(self) -> ResumableSAETrainer:
+        """Return the trainer of the run, which has to be prepared."""
+        return self._trainer_class(
             cfg=self.cfg.to_sae_trainer_config(),
             sae=self.sae,
             data_provider=self.activations_store,
             evaluator=self.evaluator,
             save_checkpoint_fn=self.save_checkpoint,
         )
+
+    def _run(self) -> TrainingSAE[Any]:
+        self._set_sae_metadata()
+        self._start_wandb()
+        trainer = self.make_trainer()
         if self._checkpoint is not None:
             folder = self._checkpoint.folder
             logger.info(f"Resuming from {folder}")
