@@ -69,6 +69,36 @@ def test_help_has_the_options_of_the_architecture_that_is_named(
     assert "--loss_every" not in shown
 
 
+def test_tab_completes_our_options_and_saelens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab")
+    script = tmp_path / "completion"
+    script.write_text(help_of(["--print-completion", "bash"], capsys))
+    complete = """
+        source "$1"; COMP_WORDS=(sae-lens-hierarchical train "$2"); COMP_CWORD=2
+        $(complete -p sae-lens-hierarchical | sed 's/.*-F \\(\\S*\\).*/\\1/')
+        echo "${COMPREPLY[@]}"
+    """
+    for typed, expected in (("--hook_na", "--hook_name"), ("--dry", "--dry-run")):
+        shown = subprocess.run(
+            ["bash", "-c", complete, "-", str(script), typed],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert shown.stdout.split() == [expected]
+
+
+def test_completion_without_its_library_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["--print-completion", "bash"])
+    assert "pip install shtab" in capsys.readouterr().err
+
+
 def test_another_saelens_is_asked_itself(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

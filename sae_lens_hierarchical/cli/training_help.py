@@ -10,7 +10,7 @@ from typing import NoReturn
 from sae_lens_hierarchical.cli.saelens_options import Option, saelens_options
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 
-__all__ = ["add_help", "describe", "show_help"]
+__all__ = ["add_help", "add_saelens_options", "describe", "show_help"]
 
 _PRESETS = {
     BUNDLED: "2M tokens of the bundled text and model, K = 32, d_sae 1,024: a CPU will "
@@ -73,11 +73,29 @@ def show_help(command: argparse.ArgumentParser, rest: list[str]) -> NoReturn:
         command: The command's parser.
         rest: The options that it did not know, where an architecture may be named.
     """
-    known = saelens_options()
     reader = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     reader.add_argument("--architecture", "--sae", default=ARCHITECTURE)
-    named = reader.parse_known_args(rest)[0].architecture
-    architecture = named if named in known.saes else ARCHITECTURE
+    add_saelens_options(command, reader.parse_known_args(rest)[0].architecture)
+    command.epilog = (
+        "Options replace a preset's values, and the defaults shown. A bool is written\n"
+        "--streaming false or --nostreaming."
+    )
+    command.print_help()
+    raise SystemExit(0)
+
+
+def add_saelens_options(
+    command: argparse.ArgumentParser, architecture: str = ARCHITECTURE
+) -> None:
+    """Add SAELens's options to a command to show them; its parser does not read them.
+
+    Args:
+        command: The command's parser.
+        architecture: Whose options come with them; if unknown, ours.
+    """
+    known = saelens_options()
+    if architecture not in known.saes:
+        architecture = ARCHITECTURE
     by_name = {option.names[-1].lstrip("-"): option for option in known.run}
     choice = by_name.pop("architecture")
     groups = {f"SAE ({architecture})": [choice, *known.saes[architecture]]}
@@ -94,12 +112,6 @@ def show_help(command: argparse.ArgumentParser, rest: list[str]) -> NoReturn:
                     metavar=_metavar(option),
                     help=_help(option),
                 )
-    command.epilog = (
-        "Options replace a preset's values, and the defaults shown. A bool is written\n"
-        "--streaming false or --nostreaming."
-    )
-    command.print_help()
-    raise SystemExit(0)
 
 
 def _metavar(option: Option) -> str:
