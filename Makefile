@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SAEBENCH_VENV := .venv-saebench
 SAEBENCH_BIN := $(SAEBENCH_VENV)/bin
 
-.PHONY: quickstart test saebench-test check dist-check benchmark clean
+.PHONY: quickstart test saebench-test check dist-check benchmark saelens-options clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/sae-lens-hierarchical quickstart --force
@@ -31,6 +31,10 @@ dist-check: $(VENV)/installed-dev
 
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/loss_cpu.py
+
+# The list of SAELens's options that train --help shows, after another SAELens is installed.
+saelens-options: $(VENV)/installed
+	$(BIN)/python scripts/saelens_options.py
 
 $(VENV)/installed: pyproject.toml constraints.txt constraints-common.txt
 	$(PYTHON) -m venv $(VENV)

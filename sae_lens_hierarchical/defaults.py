@@ -16,9 +16,11 @@ __all__ = [
     "DEVICE",
     "EXPORTED_ARCHITECTURE",
     "JUDGED_LATENTS",
+    "LOG_TO",
     "MATMUL_PRECISION",
     "MEDIAN_TOKENS",
     "METHOD",
+    "METRICS_CSV",
     "N_BATCHES_IN_BUFFER",
     "QUICKSTART_OUTPUT",
     "SAEBENCH_CONTEXTS",
@@ -34,6 +36,8 @@ BUNDLED = "bundled"  # the preset that needs no network or GPU
 DEVICE = "cpu"
 MATMUL_PRECISION: Final = "high"
 SEED = 0
+LOG_TO = ("csv", "tensorboard")  # where a run's metrics may go, beside W&B
+METRICS_CSV = "training_metrics.csv"  # in a run's output_path
 
 N_BATCHES_IN_BUFFER = 64  # contexts that training's buffer holds
 SWEEP_CONTEXTS = 256

@@ -66,18 +66,6 @@ def test_training_over_processes_needs_all_that_torchrun_sets(
     assert "needs ['RANK', 'LOCAL_RANK', 'MASTER_PORT'] in the environment" in error
 
 
-@pytest.mark.parametrize("args", [["train"], ["train", "--help"]])
-def test_train_help_shows_our_options_and_saelens(
-    args: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main(args)
-
-    out = capsys.readouterr().out
-    for option in ("--preset", "--resume", "--loss_every", "--training_tokens"):
-        assert option in out
-
-
 def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["quickstart", "--sede", "1"])
@@ -96,9 +84,13 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--resume", "/nowhere"], "there is no checkpoint in /nowhere"),
         (["train", "--k", "4096"], "k must be an integer from 1 to d_sae=1024"),
         (["train", "--resume", "/nowhere", "--k", "4"], "--resume takes all options"),
+        (
+            ["train", "--logger", "csv", "--log_to_wandb=true"],
+            "give either --logger or",
+        ),
         (["train", "--k", "abc"], "--k: invalid int value: 'abc'"),
         (["train", "--budgets", "[1,4]"], "have spaces between them, such as 1 4"),
-        (["train", "--loss_evry", "8"], "did you mean --loss_every?"),
+        (["train", "--loss_evry", "8"], "did you mean --loss_every"),
         (["train", "--archtecture", "topk"], "did you mean --architecture?"),
         (["train", "--architecture", "hierachical"], "invalid choice: 'hierachical'"),
     ],
@@ -312,13 +304,14 @@ def test_quickstart_writes_what_it_says_and_repeats(
 
 
 def test_the_bundled_preset_trains_with_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     command = ["train", "--preset", "bundled", "--training_tokens", "4096"]
     options = ["--d_sae=64", "--k=4", f"--output_path={tmp_path / 'sae'}"]
+    log = ["--logger", "csv", "--wandb_log_frequency", "4"]
 
-    assert main([*command, *options, "--max-norm-ratio", "1.5"]) == 0
+    assert main([*command, *options, "--max-norm-ratio", "1.5", *log]) == 0
 
     sae = SAE.load_from_disk(tmp_path / "sae")
     assert isinstance(sae, HierarchicalTopKSAE)
@@ -327,6 +320,16 @@ def test_the_bundled_preset_trains_with_no_network(
     assert runner_cfg["lr_warm_up_steps"] == 1  # of eight steps
     assert runner_cfg["matmul_precision"] == "high"
     assert runner_cfg["max_norm_ratio"] == 1.5
+    assert (runner_cfg["log_to"], runner_cfg["logger"]["log_to_wandb"]) == (
+        ["csv"],
+        False,
+    )
+    header, *rows = (tmp_path / "sae" / "training_metrics.csv").read_text().split()
+    assert "metrics/explained_variance_k4" in header
+    assert len(rows) == 2
+    (tmp_path / "sae" / "cfg.json").unlink()
+    assert main([*command, *options, *log]) == 2
+    assert "training_metrics.csv is there already" in capsys.readouterr().err
 
 
 def save_sae(folder: Path) -> HierarchicalTopKSAE:

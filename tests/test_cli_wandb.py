@@ -40,7 +40,7 @@ def test_a_missing_login_is_one_clear_line_before_anything_is_loaded(
 
     error = capsys.readouterr().err.splitlines()[-1]
     assert "`wandb login`" in error
-    assert "--log_to_wandb false" in error
+    assert "--logger csv, or none" in error
     assert not [*tmp_path.iterdir()]
 
 

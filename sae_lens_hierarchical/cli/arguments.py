@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_hierarchical.cli.parser import options_in, with_suggestion
-from sae_lens_hierarchical.defaults import DEVICE, MATMUL_PRECISION
+from sae_lens_hierarchical.defaults import DEVICE, LOG_TO, MATMUL_PRECISION, METRICS_CSV
 
 __all__ = [
     "RUN_OPTIONS",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Subparsers = Any  # argparse's has no public name
-RUN_OPTIONS = ("matmul_precision", "max_norm_ratio")
+RUN_OPTIONS = ("matmul_precision", "max_norm_ratio", "logger")
 
 
 def add_saes(command: argparse.ArgumentParser, *, several: bool) -> None:
@@ -134,29 +134,46 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         metavar="X",
         help="leave out tokens whose norm is above X times the median (default: none)",
     )
+    command.add_argument(
+        "--logger",
+        type=_loggers,
+        metavar="NAME,...",
+        help=f"where metrics go: wandb; csv, which is {METRICS_CSV} in the output "
+        "folder; tensorboard, its folder tensorboard; or none (default: wandb; for the "
+        "preset bundled none)",
+    )
 
 
 def saelens_config(
     options: argparse.Namespace, fields: dict[str, Any], rest: list[str]
 ) -> Any:
-    """Parse SAELens's options on top of ``fields``; --help shows our options first."""
-    from sae_lens_hierarchical.training import LanguageModelSAERunnerConfig
+    """Parse SAELens's options on top of ``fields``."""
+    from sae_lens_hierarchical.training.config import (
+        RUN_FIELDS,
+        LanguageModelSAERunnerConfig,
+    )
 
-    if not {"-h", "--help"}.isdisjoint(rest):
-        print(options.help())
-    given = given_in(rest)
-    # For None, lists and objects its parser has no word, or several.
-    words = {n: v for n, v in fields.items() if isinstance(v, bool | int | float | str)}
-    set_later = [n for n in fields if n not in words and n not in given]
+    added = {n: fields[n] for n in RUN_FIELDS if n in fields}
+    fields = {name: value for name, value in fields.items() if name not in added}
+    added |= {n: v for n in RUN_OPTIONS if (v := getattr(options, n)) is not None}
+    loggers = added.pop("logger", None)
+    given = {option.partition("=")[0] for option in rest}
+    if loggers is not None:
+        if given & {"--log_to_wandb", "--nolog_to_wandb"}:
+            raise ValueError("give either --logger or --log_to_wandb, and not both")
+        fields = fields | {"log_to_wandb": "wandb" in loggers}
+        added["log_to"] = [name for name in loggers if name in LOG_TO]
+    # For these its parser has no word, or one that is not theirs in a file.
+    later = {n: v for n, v in fields.items() if v is None or isinstance(v, list | dict)}
     # Of two options with one name SAELens's parser takes the later one.
-    defaults = [f"--{n}={v}" for n, v in words.items()]
-    ours = options_in(options.help()) | {f"--{name}" for name in fields}
-    cfg = _parse([*defaults, *rest], ours)
-    for name in set_later:
-        setattr(cfg, name, fields[name])
-    given_ours = {n: getattr(options, n) for n in RUN_OPTIONS}
-    added = {name: value for name, value in given_ours.items() if value is not None}
-    return LanguageModelSAERunnerConfig.from_dict(cfg.to_dict() | added)
+    defaults = [f"--{n}={v}" for n, v in fields.items() if n not in later]
+    ours = options_in(options.parser.format_help()) | {f"--{name}" for name in fields}
+    cfg = _parse([*defaults, *rest], ours).to_dict()
+    for name, value in later.items():
+        if f"--{name}" not in given:
+            parts = (cfg, cfg["sae"], cfg["logger"])
+            next(part for part in parts if name in part)[name] = value
+    return LanguageModelSAERunnerConfig.from_dict(cfg | added)
 
 
 def given_in(rest: list[str]) -> set[str]:
@@ -174,9 +191,7 @@ def _parse(args: list[str], ours: set[str]) -> Any:
             return _parse_cfg_args(args)
     except argparse.ArgumentError as error:
         raise ValueError(with_suggestion(str(error), ())) from None
-    except SystemExit as end:
-        if end.code == 0:  # --help
-            raise
+    except SystemExit:
         usage, _, message = shown.getvalue().strip().rpartition("error: ")
         known = options_in(usage) | ours
         raise ValueError(with_suggestion(message, known)) from None
@@ -216,6 +231,16 @@ def fraction(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(message)
     return value
+
+
+def _loggers(text: str) -> list[str]:
+    loggers, known = text.split(","), (*LOG_TO, "wandb")
+    if loggers == ["none"]:
+        return []
+    if any(name not in known for name in loggers):
+        message = f"must be none, or some of {', '.join(known)} with commas between "
+        raise argparse.ArgumentTypeError(f"{message}them, got {text!r}")
+    return loggers
 
 
 def _device(text: str) -> str:

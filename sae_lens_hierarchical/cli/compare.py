@@ -18,6 +18,7 @@ from sae_lens_hierarchical.cli.arguments import (
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.results import show_next, write_and_show
+from sae_lens_hierarchical.cli.training_help import add_help, describe, show_help
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import BUNDLED, COMPARISON_CONTEXTS
 
@@ -31,14 +32,21 @@ def add_parser(commands: Subparsers) -> None:
         help="train the paper's SAEs on the same activations; evaluate each at every k",
         usage="sae-lens-hierarchical compare [--preset NAME] [--contexts N] "
         "[--output FOLDER]\n       [--force] [SAELENS_OPTION ...]",
+        description=describe(
+            "Train the paper's SAEs on the same activations (HierarchicalTopK with "
+            "several\nlosses, TopK, BatchTopK, JumpReLU), and evaluate each at many k.",
+            "compare",
+            "compare --training_tokens 500000 --k 16 --output FOLDER",
+            "compare --preset gemma-2-2b-layer-12",
+        ),
         add_help=False,
     )
+    add_help(command)
     command.add_argument(
         "--preset",
         default=BUNDLED,
         metavar="NAME",
-        help="bundled, which needs no network or GPU, or one of the paper's recipes "
-        "(default: %(default)s)",
+        help="one of the recipes above (default: %(default)s)",
     )
     command.add_argument(
         "--training_tokens", type=int, metavar="N", help="tokens that each SAE sees"
@@ -53,11 +61,13 @@ def add_parser(commands: Subparsers) -> None:
     add_output(command, Path("comparison"))
     add_force(command)
     add_run_options(command)
-    command.set_defaults(run=run, help=command.format_help)
+    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
+    if options.help:
+        show_help(options.parser, rest)
     if is_one_of_several():
         raise ValueError(
             "compare trains its SAEs on one process: start it without torchrun"

@@ -18,6 +18,7 @@ from sae_lens_hierarchical.cli import (
     sweep,
     train,
 )
+from sae_lens_hierarchical.cli.completion import add_print_completion
 from sae_lens_hierarchical.cli.parser import Parser
 from sae_lens_hierarchical.cli.progress import progress_for
 
@@ -50,6 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in _COMMANDS:
         command.add_parser(commands)
+    add_print_completion(parser, commands)
     options, rest = parser.parse_known_args(args)
     if rest and options.run not in _WITH_SAELENS_OPTIONS:
         command = commands.choices[options.command]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,18 @@ from sae_lens_hierarchical.cli.arguments import (
     is_one_of_several,
     saelens_config,
 )
+from sae_lens_hierarchical.cli.dry_run import dry_run
 from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.progress import without_progress
 from sae_lens_hierarchical.cli.results import show_next
+from sae_lens_hierarchical.cli.training_help import add_help, describe, show_help
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
-from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED, N_BATCHES_IN_BUFFER
+from sae_lens_hierarchical.defaults import (
+    ARCHITECTURE,
+    BUNDLED,
+    METRICS_CSV,
+    N_BATCHES_IN_BUFFER,
+)
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -43,14 +52,29 @@ def add_parser(commands: Subparsers) -> None:
         "[SAELENS_OPTION ...]\n"
         "       sae-lens-hierarchical train --resume FOLDER [--output FOLDER] "
         "[--trust-remote-code]",
-        # --help is SAELens's, which has all the options.
+        description=describe(
+            "Train an SAE. SAELens's options are taken, too: they are listed below.",
+            "train --preset bundled --k 16",
+            "train --preset gemma-2-2b-layer-12 --training_tokens 100000000",
+            "train --model_name gpt2 --hook_name blocks.6.hook_resid_pre "
+            "--d_in 768 ...",
+            "train --resume checkpoints/",
+        ),
         add_help=False,
     )
+    add_help(command)
     source = command.add_mutually_exclusive_group()
     source.add_argument(
         "--preset",
         metavar="NAME",
-        help="start from one of the paper's recipes, or bundled",
+        help="start from one of the recipes above (default: SAELens's defaults)",
+    )
+    source.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="start from the fields in FILE, which is YAML or JSON, such as "
+        "--save-config writes, or a run's runner_cfg.json",
     )
     source.add_argument(
         "--resume", type=Path, metavar="FOLDER", help="go on with a run that was killed"
@@ -74,16 +98,37 @@ def add_parser(commands: Subparsers) -> None:
     command.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="with --resume or --from-sae: let the model's and the dataset's own code "
-        "run, if the run or the SAE says so",
+        help="with --resume, --config or --from-sae: let the model's and the dataset's "
+        "own code run, if the run or the SAE says so",
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing, but show what the run would take (memory, disk, and time, "
+        "from ten steps) and check that it can start; status 1 if it cannot",
+    )
+    command.add_argument(
+        "--save-config",
+        type=Path,
+        metavar="FILE",
+        help="write the fields that differ from the defaults to FILE, which --config "
+        "takes, and train nothing",
     )
     add_force(command)
     add_run_options(command)
-    command.set_defaults(run=run, help=command.format_help)
+    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
+    no_run = options.dry_run or options.save_config
+    started = (options.preset, options.config, options.resume, options.training_tokens)
+    if options.help or not any((*started, no_run, *rest)):
+        show_help(options.parser, rest)
+    if no_run and is_one_of_several():
+        raise ValueError(
+            "--dry-run and --save-config are for one process: start it without torchrun"
+        )
     if not is_one_of_several():
         return _train(options, rest)
     from sae_lens_hierarchical.training.distributed import join_processes
@@ -122,11 +167,20 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     if options.resume is None:
         with one_error:
             cfg = _new_config(options, rest)
-        untrusted = options.from_sae is not None and not options.trust_remote_code
-        new = runner_class.without_remote_code if untrusted else runner_class
-        runner = new(cfg)
+        if options.save_config is not None:
+            _save_config(options, cfg)
+            return 0
+        trust = options.trust_remote_code or not _is_from_elsewhere(options)
+        make_runner = partial(runner_class.of_untrusted, cfg, trust_remote_code=trust)
+        if options.dry_run:
+            return dry_run(cfg, _checks(options, cfg), make_runner)
+        runner = make_runner()
     else:
-        given = {"--training_tokens": options.training_tokens}
+        given = {
+            "--training_tokens": options.training_tokens,
+            "--save-config": options.save_config,
+            "--dry-run": options.dry_run or None,
+        }
         given |= {f"--{name}": getattr(options, name) for name in RUN_OPTIONS}
         rest = [*(name for name, value in given.items() if value is not None), *rest]
         with one_error:
@@ -159,13 +213,16 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
+    from sae_lens_hierarchical.training.config_file import read_config
     from sae_lens_hierarchical.training.presets import preset_fields
+    from sae_lens_hierarchical.training.resume import check_model_kwargs
 
-    trusts = options.trust_remote_code and options.from_sae is None
-    if options.output is not None or trusts:
+    if options.output is not None:
+        raise ValueError("--output is for --resume; a new run takes --output_path")
+    if options.trust_remote_code and not _is_from_elsewhere(options):
         raise ValueError(
-            "--output and --trust-remote-code are for --resume; a new run takes "
-            "SAELens's --output_path and --model_from_pretrained_kwargs"
+            "--trust-remote-code is for --resume, --config and --from-sae; a new run "
+            "takes SAELens's --model_from_pretrained_kwargs"
         )
     fields: dict[str, Any] = {"architecture": ARCHITECTURE}
     if options.preset is not None:
@@ -174,17 +231,22 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
             fields["log_to_wandb"] = False
     elif options.from_sae is not None:
         fields = _fields_of_source(options, given_in(rest))
-    elif options.training_tokens is not None:
+    elif options.config is not None:
+        fields |= read_config(options.config)
+        kwargs = fields.get("model_from_pretrained_kwargs")
+        check_model_kwargs(options.config, kwargs, options.trust_remote_code)
+    if options.training_tokens is not None:
         fields["training_tokens"] = options.training_tokens
-    elif not rest:
-        rest = ["--help"]
     cfg = saelens_config(options, fields, rest)
-    if cfg.logger.log_to_wandb:
-        check_wandb_login()
-    if cfg.output_path is not None:
-        sae = Path(cfg.output_path) / "cfg.json"
-        refuse_existing(sae, option="--output_path", force=options.force)
+    if options.save_config is None and not options.dry_run:
+        for check in _checks(options, cfg).values():
+            check()
     return cfg
+
+
+def _is_from_elsewhere(options: argparse.Namespace) -> bool:
+    """Tell whether somebody else may have named the run's model and dataset."""
+    return options.config is not None or options.from_sae is not None
 
 
 def _fields_of_source(options: argparse.Namespace, given: set[str]) -> dict[str, Any]:
@@ -210,6 +272,30 @@ def _fields_of_source(options: argparse.Namespace, given: set[str]) -> dict[str,
         "training_tokens": options.training_tokens,
         **fields,
     }
+
+
+def _checks(options: argparse.Namespace, cfg: Any) -> dict[str, Callable[[], None]]:
+    """Return what is checked before the model is loaded, by what it checks."""
+    checks: dict[str, Callable[[], None]] = {}
+    if cfg.logger.log_to_wandb:
+        checks["login to Weights & Biases"] = check_wandb_login
+    if cfg.output_path is not None:
+        written = ["cfg.json", *([METRICS_CSV] if "csv" in cfg.log_to else [])]
+        files = [Path(cfg.output_path) / name for name in written]
+        checks["no output is replaced"] = partial(
+            refuse_existing, *files, option="--output_path", force=options.force
+        )
+    return checks
+
+
+def _save_config(options: argparse.Namespace, cfg: Any) -> None:
+    from sae_lens_hierarchical.training.config_file import changed_fields, to_yaml
+
+    file = options.save_config
+    refuse_existing(file, option="--save-config", force=options.force)
+    file.write_text(to_yaml(changed_fields(cfg)), encoding="utf-8")
+    print(file)
+    show_next(f"train --config {shlex.quote(str(file))}")
 
 
 def _is_finished(options: argparse.Namespace) -> bool:

@@ -26,7 +26,7 @@ def check_wandb_login() -> None:
         return
     raise ValueError(
         "metrics go to Weights & Biases, which nobody is logged in to here: run `wandb "
-        "login`, set WANDB_MODE=offline, or train without it: --log_to_wandb false"
+        "login`, set WANDB_MODE=offline, or train without it: --logger csv, or none"
     )
 
 

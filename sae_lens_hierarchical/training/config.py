@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import sae_lens
-from sae_lens import TopKTrainingSAEConfig, TrainingSAEConfig
+from sae_lens import LoggingConfig, TopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_hierarchical.defaults import MATMUL_PRECISION
 from sae_lens_hierarchical.ops.norms import check_max_norm_ratio
 from sae_lens_hierarchical.spelling import did_you_mean
+from sae_lens_hierarchical.training.metrics_log import check_log_to
 from sae_lens_hierarchical.training.precision import (
     MatmulPrecision,
     check_matmul_precision,
 )
 
-__all__ = ["LanguageModelSAERunnerConfig", "check_trainable"]
+__all__ = [
+    "RUN_FIELDS",
+    "LanguageModelSAERunnerConfig",
+    "check_trainable",
+    "flat_field_names",
+]
+
+RUN_FIELDS = {"matmul_precision", "max_norm_ratio", "log_to"}  # not SAELens's
 
 
 @dataclass(init=False)
@@ -44,6 +53,8 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
             (TF32 on GPUs that have it) or ``"medium"`` (bfloat16).
         max_norm_ratio: Train on no token whose activations have a norm above this many
             times the median norm of the first 16,384 tokens; None for all tokens.
+        log_to: Where metrics go beside W&B, in ``output_path``: ``"csv"`` is
+            ``training_metrics.csv`` and ``"tensorboard"`` the folder ``tensorboard``.
         settings: Fields of SAELens's ``LanguageModelSAERunnerConfig`` and, with
             ``architecture``, of the SAE's config.
 
@@ -55,6 +66,7 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
 
     matmul_precision: MatmulPrecision = MATMUL_PRECISION
     max_norm_ratio: float | None = None
+    log_to: Sequence[str] = ()
 
     def __init__(
         self,
@@ -63,6 +75,7 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
         architecture: str | None = None,
         matmul_precision: MatmulPrecision = matmul_precision,
         max_norm_ratio: float | None = max_norm_ratio,
+        log_to: Sequence[str] = log_to,
         **settings: Any,
     ) -> None:
         check_matmul_precision(matmul_precision)
@@ -70,12 +83,13 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
         if max_norm_ratio is not None:
             max_norm_ratio = check_max_norm_ratio(max_norm_ratio)
         self.max_norm_ratio = max_norm_ratio
+        self.log_to = check_log_to(log_to)
         if (sae is None) == (architecture is None):
             raise ValueError("give either architecture or sae, and not both")
         config_class = None if architecture is None else _config_class(architecture)
         runner_names = _init_names(sae_lens.LanguageModelSAERunnerConfig)
         sae_names = set() if config_class is None else _init_names(config_class)
-        known = {*runner_names, *sae_names, "matmul_precision", "max_norm_ratio"}
+        known = runner_names | sae_names | RUN_FIELDS
         for name in settings:
             if name not in known:
                 raise TypeError(f"unknown field {name!r}{did_you_mean(name, known)}")
@@ -87,6 +101,17 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
             sae = config_class(**of_sae)
         of_runner = {n: v for n, v in settings.items() if n in runner_names}
         super().__init__(sae=sae, **of_runner)
+
+
+def flat_field_names(architecture: str) -> set[str]:
+    """Return the names of the fields of a run, of its SAE and of its logger.
+
+    Raises:
+        ValueError: If the architecture is unknown.
+    """
+    runner, sae = sae_lens.LanguageModelSAERunnerConfig, _config_class(architecture)
+    names = _init_names(runner) | _init_names(sae) | _init_names(LoggingConfig)
+    return (names | RUN_FIELDS) - {"logger", "metadata"}
 
 
 def check_trainable(name: str, sae: TrainingSAEConfig) -> None:

@@ -56,7 +56,7 @@ def fields_of_source(source: str | Path) -> dict[str, Any]:
     Returns:
         Fields of ``LanguageModelSAERunnerConfig`` that the SAE and its metadata say,
         ``k`` among them if they say at which it was trained. The metadata are their
-        author's text: ``LanguageModelSAETrainingRunner.without_remote_code`` takes it
+        author's text: ``LanguageModelSAETrainingRunner.of_untrusted`` takes it
         as such.
 
     Raises:
@@ -70,6 +70,8 @@ def fields_of_source(source: str | Path) -> dict[str, Any]:
         "from_pretrained_path": str(source),
         **{name: getattr(sae.cfg, name) for name in _FUNCTION_FIELDS},
         "rescale_acts_by_decoder_norm": _rescales(sae),
+        # Rows of other norms, ranked without them, would be ranked anew at norm 1.
+        "unit_norm_decoder": _rescales(sae) or _has_rows_of_one_norm(sae),
         **{name: value for name, value in fields.items() if value is not None},
     }
 
@@ -102,9 +104,8 @@ def sae_from_pretrained(
     weights = _load_source(source)
     was, asked = weights.cfg.to_dict(), cfg.to_dict()
     compared = {name: was[name] for name in _FUNCTION_FIELDS}
-    norms = weights.W_dec.float().norm(dim=-1)
     # Rows of one norm are ranked alike with and without rescaling.
-    if norms.max() - norms.min() > 1e-3 * norms.max():
+    if not _has_rows_of_one_norm(weights):
         # Rows that are brought to norm 1 and kept there are what rescaling comes to.
         rescales = cfg.rescale_acts_by_decoder_norm or cfg.unit_norm_decoder
         asked["rescale_acts_by_decoder_norm"] = rescales
@@ -144,6 +145,11 @@ def _load_source(source: str | Path) -> SAE[Any]:
 
 def _rescales(sae: SAE[Any]) -> bool:
     return getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+
+
+def _has_rows_of_one_norm(sae: SAE[Any]) -> bool:
+    norms = sae.W_dec.float().norm(dim=-1)
+    return bool(norms.max() - norms.min() <= 1e-3 * norms.max())
 
 
 def _check_equal(

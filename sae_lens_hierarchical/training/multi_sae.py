@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -33,6 +33,7 @@ from sae_lens_hierarchical.training.activations_store import (
 from sae_lens_hierarchical.training.checkpoint import Checkpoint, check_unfinished
 from sae_lens_hierarchical.training.config import check_trainable
 from sae_lens_hierarchical.training.hook import check_hook
+from sae_lens_hierarchical.training.metrics_log import check_can_log, open_metrics_log
 from sae_lens_hierarchical.training.precision import (
     SAELENS_PRECISION,
     MatmulPrecision,
@@ -59,10 +60,12 @@ class MultiSAERunnerConfig(MultiSAETrainingRunnerConfig):
     Args:
         matmul_precision: As in ``LanguageModelSAERunnerConfig``.
         max_norm_ratio: Likewise; a token that is left out at one hook is at all.
+        log_to: Likewise; a metric's name begins with its SAE's.
     """
 
     matmul_precision: MatmulPrecision = SAELENS_PRECISION
     max_norm_ratio: float | None = None
+    log_to: Sequence[str] = ()
 
 
 def multi_sae_config(
@@ -127,6 +130,7 @@ class MultiSAERunner(MultiSAETrainingRunner):
         override_saes: dict[str, TrainingSAE[Any]] | None = None,
     ) -> None:
         make_paths_absolute(cfg)
+        check_can_log(cfg)
         self._checkpoint = checkpoint_to_resume(cfg)
         if self._checkpoint is not None:
             for name, sae in cfg.saes.items():
@@ -183,6 +187,8 @@ class MultiSAERunner(MultiSAETrainingRunner):
                 stack.callback(ahead.close)
                 trainer.data_provider = ahead
                 self._pause_prefetching = ahead.paused
+            log = open_metrics_log(self.cfg, resumable.n_training_steps)
+            resumable.metrics_log = stack.enter_context(log)
             stack.enter_context(stopping_on_signals(resumable))
             saes = trainer.fit()
         store.report_outliers()
@@ -221,6 +227,7 @@ class ResumableMultiSAETrainer(ResumableTrainerMixin, MultiSAETrainer):
             trainer.__class__ = FastSAETrainer  # SAELens names the class, too
             cast("FastSAETrainer", trainer).prepare_optimizer()
             trainer.n_training_steps = self.n_training_steps
+            trainer._is_logging_step = self._is_logging_step  # pyright: ignore[reportPrivateUsage]
             trainer.step = partial(self._step, name, trainer.step)
 
     @override
@@ -231,7 +238,9 @@ class ResumableMultiSAETrainer(ResumableTrainerMixin, MultiSAETrainer):
         self, name: str, step: Callable[[Tensor], TrainStepOutput], batch: Tensor
     ) -> TrainStepOutput:
         output = step(batch)
-        self.record_loss(output.loss, self.trainers[name].n_training_samples, name)
+        trainer = self.trainers[name]
+        self.record_loss(output.loss, trainer.n_training_samples, name)
+        self.log_step(trainer, output, name)
         # SAELens holds the outputs of all SAEs at once, [batch, d_sae] each.
         output.hidden_pre = batch.new_empty(0)
         if not self._is_logging_step():

@@ -46,6 +46,7 @@ _MAY_DIFFER = {
     "compile_sae",
     "sae_compilation_mode",
     "logger",
+    "log_to",
     "verbose",
     "n_eval_batches",
     "eval_batch_size_prompts",

@@ -39,6 +39,11 @@ from sae_lens_hierarchical.training.config import (
 from sae_lens_hierarchical.training.false_warnings import without_false_warnings
 from sae_lens_hierarchical.training.fine_tuning import sae_from_pretrained
 from sae_lens_hierarchical.training.hook import check_hook
+from sae_lens_hierarchical.training.metrics_log import (
+    MetricsLog,
+    check_can_log,
+    open_metrics_log,
+)
 from sae_lens_hierarchical.training.precision import (
     SAELENS_PRECISION,
     matmul_precision,
@@ -92,6 +97,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         self.cfg = cfg
         check_trainable("sae", cfg.sae)
         make_paths_absolute(cfg)
+        check_can_log(cfg)
         self._checkpoint = self._find_checkpoint()
         with self._reserve_folders():
             pass  # they can be written: the run itself holds them
@@ -155,30 +161,36 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         if not in_place:
             cfg.checkpoint_path = str(Path(str(output)) / "checkpoints")
             cfg.logger.log_to_wandb = False
-        if trust_remote_code:
-            return cls(cfg, override_dataset, override_model)
-        return cls.without_remote_code(cfg, override_dataset, override_model)
+        return cls.of_untrusted(
+            cfg,
+            override_dataset,
+            override_model,
+            trust_remote_code=trust_remote_code,
+        )
 
     @classmethod
-    def without_remote_code(
+    def of_untrusted(
         cls,
         cfg: sae_lens.LanguageModelSAERunnerConfig[Any],
         override_dataset: HfDataset | None = None,
         override_model: HookedRootModule | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> Self:
-        """Return a runner of a config whose model and dataset somebody else named.
-
-        Python that lies with them does not run.
+        """Return the runner of a config that somebody else wrote, which runs no code.
 
         Args:
-            cfg: The run's.
-            override_dataset: The dataset, if it is not to be loaded by its name.
-            override_model: Likewise the model.
+            cfg: The config, after ``check_model_kwargs``.
+            override_dataset: A dataset to take instead of the one that it names.
+            override_model: Likewise.
+            trust_remote_code: Let the model's and the dataset's own code run after all.
 
         Raises:
-            ValueError: If the model needs Python of its own, or may not be loaded as
-                the config asks.
+            ValueError: If the model needs code of its own, and may not run it, or may
+                not be loaded as the config asks.
         """
+        if trust_remote_code:
+            return cls(cfg, override_dataset, override_model)
         cfg.dataset_trust_remote_code = False
         by_name = override_model is None
         if by_name and not cfg.use_cached_activations:
@@ -203,16 +215,20 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         with self._reserve_folders(), matmul_precision(precision):
             return self._run()
 
-    def _run(self) -> TrainingSAE[Any]:
-        self._set_sae_metadata()
-        self._start_wandb()
-        trainer = self._trainer_class(
+    def make_trainer(self) -> ResumableSAETrainer:
+        """Return the trainer of the run, which has to be prepared."""
+        return self._trainer_class(
             cfg=self.cfg.to_sae_trainer_config(),
             sae=self.sae,
             data_provider=self.activations_store,
             evaluator=self.evaluator,
             save_checkpoint_fn=self.save_checkpoint,
         )
+
+    def _run(self) -> TrainingSAE[Any]:
+        self._set_sae_metadata()
+        self._start_wandb()
+        trainer = self.make_trainer()
         if self._checkpoint is not None:
             folder = self._checkpoint.folder
             logger.info(f"Resuming from {folder}")
@@ -221,7 +237,11 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
         store = cast("ResumableActivationsStore", self.activations_store)
         self.sae.cfg.metadata.max_norm = store.max_norms().get(self.cfg.hook_name)
         self._compile_sae_if_needed()
-        with self._prefetching(trainer), stopping_on_signals(trainer):
+        with (
+            self._open_metrics_log(trainer.n_training_steps) as trainer.metrics_log,
+            self._prefetching(trainer),
+            stopping_on_signals(trainer),
+        ):
             sae = trainer.fit()
         store.report_outliers()
         trainer.check_finite()
@@ -292,6 +312,9 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             resume="allow",
         )
         log.wandb_id = run.id  # a resumed run goes on in it
+
+    def _open_metrics_log(self, step: int) -> AbstractContextManager[MetricsLog | None]:
+        return open_metrics_log(self.cfg, step)
 
     @contextmanager
     def _prefetching(self, trainer: ResumableSAETrainer) -> Generator[None]:

@@ -18,6 +18,7 @@ from typing_extensions import override
 from sae_lens_hierarchical.files.atomic_directory import atomic_directory
 from sae_lens_hierarchical.training.checkpoint import Checkpoint
 from sae_lens_hierarchical.training.manifest import write_manifest
+from sae_lens_hierarchical.training.metrics_log import MetricsLog
 from sae_lens_hierarchical.training.saving import WRITE_ERRORS
 from sae_lens_hierarchical.training.step import FastSAETrainer
 
@@ -75,6 +76,7 @@ class ResumableTrainerMixin:
             checkpoint.
         run_id: Goes into the checkpoints' manifests.
         last_checkpoint: The last whole one of the run.
+        metrics_log: Where metrics go beside W&B; None for nowhere.
     """
 
     cfg: Any
@@ -82,7 +84,7 @@ class ResumableTrainerMixin:
     n_training_steps: int
     checkpoint_thresholds: list[int]
     save_checkpoint: Callable[..., None]
-    _is_logging_step: Callable[[], bool]
+    metrics_log: MetricsLog | None = None
     stop_requested: bool
     run_id: str
     last_checkpoint: Path | None
@@ -96,6 +98,7 @@ class ResumableTrainerMixin:
             self.last_checkpoint = resumed_from.folder
         self.stop_requested = False
         self._losses_shown_at = 0.0
+        self._metrics: dict[str, float] = {}  # of the step under way
         self._unchecked_losses: list[_Loss] = []
         # SAELens saves within a step, before it counts that step.
         batch_size = self.cfg.train_batch_size_samples
@@ -120,6 +123,31 @@ class ResumableTrainerMixin:
         on_host = loss.device.type == "cpu"
         if on_host or since >= _STEPS_BETWEEN_CHECKS or self._is_logging_step():
             self._check_losses()
+
+    def _is_logging_step(self) -> bool:
+        """Tell whether the step under way is one whose metrics are logged."""
+        log = self.cfg.logger
+        if not log.log_to_wandb and self.metrics_log is None:
+            return False
+        return (self.n_training_steps + 1) % log.wandb_log_frequency == 0
+
+    def log_step(self, trainer: Any, output: TrainStepOutput, sae: str = "") -> None:
+        """Write a step's metrics to disk, if they go there, once all SAEs took it.
+
+        Args:
+            trainer: The SAE's own.
+            output: What its step gave.
+            sae: Its name.
+        """
+        if self.metrics_log is None or not self._is_logging_step():
+            return
+        samples = trainer.n_training_samples
+        metrics = trainer.build_train_step_log_dict(output, samples)
+        prefix = f"{sae}/" if sae else ""
+        self._metrics |= {f"{prefix}{name}": value for name, value in metrics.items()}
+        if sae == [*self.saes_by_name()][-1]:
+            self.metrics_log.write(self.n_training_steps, self._metrics)
+            self._metrics = {}
 
     def check_finite(self) -> None:
         """Raise TrainingDivergedError if a loss or a weight is NaN or infinite."""
@@ -203,6 +231,7 @@ class ResumableSAETrainer(ResumableTrainerMixin, FastSAETrainer):
     def step(self, batch: Tensor) -> TrainStepOutput:
         output = super().step(batch)
         self.record_loss(output.loss, self.n_training_samples)
+        self.log_step(self, output)
         return output
 
     @override

@@ -568,7 +568,7 @@ def test_a_checkpoint_from_elsewhere_runs_no_code(
 
 def test_resumings_options_are_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--output", "x", "--k", "4"]) == 2
-    assert "are for --resume" in capsys.readouterr().err
+    assert "--output is for --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make_text", ["empty", "short"])

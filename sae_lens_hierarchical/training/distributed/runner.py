@@ -41,6 +41,7 @@ from sae_lens_hierarchical.training.distributed.processes import (
 )
 from sae_lens_hierarchical.training.distributed.sharded_sae import ShardedTrainingSAE
 from sae_lens_hierarchical.training.distributed.trainer import DistributedSAETrainer
+from sae_lens_hierarchical.training.metrics_log import MetricsLog
 from sae_lens_hierarchical.training.runner import LanguageModelSAETrainingRunner
 from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 
@@ -122,6 +123,17 @@ class DistributedSAETrainingRunner(LanguageModelSAETrainingRunner):
                 super()._start_wandb()
             elif self.cfg.logger.log_to_wandb:
                 wandb.init(mode="disabled")
+
+    @override
+    @contextmanager
+    def _open_metrics_log(self, step: int) -> Generator[MetricsLog | None]:
+        with ExitStack() as stack:
+            # All take part in what process 0 writes.
+            log = MetricsLog() if getattr(self.cfg, "log_to", ()) else None
+            with all_or_none(self.mesh):
+                if self.mesh.rank == 0:
+                    log = stack.enter_context(super()._open_metrics_log(step))
+            yield log
 
     @override
     def _restore(self, trainer: ResumableSAETrainer, checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -124,7 +125,8 @@ def test_process_0_logs_and_evaluates_the_whole_sae(
     prefetch: bool, tmp_path: Path
 ) -> None:
     # From zeros ten steps are enough to see the loss fall.
-    changes = {"prefetch_llm_batches": prefetch, "b_dec_init": "zeros"}
+    changes = {"b_dec_init": "zeros", "log_to": ["csv"]}
+    changes["prefetch_llm_batches"] = prefetch
     (start, *rows), (start_of_other, *_) = run_on_processes(
         2, logged, tmp_path, changes
     )
@@ -136,6 +138,9 @@ def test_process_0_logs_and_evaluates_the_whole_sae(
     losses = [row["losses/hierarchical_loss"] for row in rows if "losses" in str(row)]
     assert len(losses) == 5
     assert losses[-1] < losses[0]
+    with (tmp_path / "output" / "training_metrics.csv").open(newline="") as file:
+        table = [*csv.DictReader(file)]
+    assert [float(row["losses/hierarchical_loss"]) for row in table] == losses
     evaluations = [row for row in rows if "model_performance_preservation" in str(row)]
     assert len(evaluations) == 2
 
