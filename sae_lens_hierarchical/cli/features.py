@@ -13,6 +13,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_force,
     add_model,
     add_output,
+    add_saes,
     integers,
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
@@ -32,7 +33,7 @@ def add_parser(commands: Subparsers) -> None:
     command = commands.add_parser(
         "features", help="show what single features do at every k, on an offline page"
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    add_saes(command, several=False)
     which = command.add_mutually_exclusive_group()
     which.add_argument(
         "--features", type=integers, metavar="12,40,...", help="these features"
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         force=options.force,
     )
     table = features_of_checkpoint(
-        options.checkpoint,
+        options.sae,
         options.features,
         top=options.top,
         random=options.random,
@@ -88,6 +89,6 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         print(path)
     if table.architecture == ARCHITECTURE:
         k = table.ks[len(table.ks) // 2]
-        path = shlex.quote(str(options.checkpoint))
-        show_next(f"export {path} --k {k} --output {table.sae}_at_{k}")
+        sae = shlex.quote(options.sae)
+        show_next(f"export {sae} --k {k} --output {table.sae}_at_{k}")
     return 0

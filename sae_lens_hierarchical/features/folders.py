@@ -1,4 +1,4 @@
-"""Features of an SAE in a folder, whose metadata name the model and the dataset."""
+"""Features of a saved SAE, whose metadata name the model and the dataset."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from sae_lens_hierarchical.features.collect import (
 from sae_lens_hierarchical.features.ranked_batches import with_ranks
 from sae_lens_hierarchical.features.table import FeatureTable
 from sae_lens_hierarchical.loading import (
+    find_saes,
     load_model_and_dataset,
     load_saes,
     load_store,
-    name_checkpoints,
 )
 from sae_lens_hierarchical.saes.checks import check_size
 
@@ -39,7 +39,7 @@ __all__ = ["features_of_checkpoint"]
 
 
 def features_of_checkpoint(
-    checkpoint: Path,
+    checkpoint: str | Path,
     features: Sequence[int] | None = None,
     *,
     top: int = TOP_FEATURES,
@@ -51,12 +51,12 @@ def features_of_checkpoint(
     device: str = DEVICE,
     trust_remote_code: bool = False,
 ) -> FeatureTable:
-    """Measure features of an SAE in a folder; see ``collect_features``.
+    """Measure features of a saved SAE; see ``collect_features``.
 
     A progress bar is shown.
 
     Args:
-        checkpoint: The folder of a HierarchicalTopK or TopK SAE.
+        checkpoint: A HierarchicalTopK or TopK SAE, as ``find_saes`` takes it.
         features: Which features; default the ``top`` ones, or ``random`` ones.
         top: As in ``collect_features``.
         random: How many features to choose, each as likely as any other.
@@ -72,8 +72,8 @@ def features_of_checkpoint(
         ValueError: As ``collect_features`` does, or if the SAE cannot be loaded.
     """
     check_size("contexts", contexts)
-    (name,) = paths = name_checkpoints([checkpoint])
-    saes = load_saes(paths, device, model_name)
+    (name,) = sources = find_saes([checkpoint])
+    saes = load_saes(sources, device, model_name)
     sae = with_ranks(name, saes[name])
     if random is not None:
         features = random_features(sae.cfg.d_sae, random, seed)
@@ -98,6 +98,6 @@ def features_of_checkpoint(
         | {
             "dataset": dataset_name,
             "contexts": contexts,
-            "checkpoint": str(checkpoint.resolve()),
+            "checkpoint": sources[name].provenance(),
         },
     )

@@ -70,4 +70,5 @@ def _mean(name: str, seeds: Sequence[BudgetMetrics]) -> SeedMetrics:
         values[column.name] = float(np.mean(of_seeds)) if means else of_seeds[0]
     for counted in ("dead_features", "almost_dead_features"):
         values[counted] = round(np.mean([getattr(row, counted) for row in seeds]))
-    return SeedMetrics(**{**values, "sae": name}, seeds=tuple(seeds))
+    values["sae"] = name
+    return SeedMetrics(**values, seeds=tuple(seeds))

@@ -140,6 +140,8 @@ def encode(
         columns.append(
             (*(part.int().cpu() for part in numbers), values.bfloat16().cpu())
         )
-    parts = (torch.cat(column) for column in zip(*columns, strict=True))
+    tokens, features, ranks, values = map(torch.cat, zip(*columns, strict=True))
     shape = (len(counted), context)
-    return Encodings(*parts, sae.cfg.d_sae, shape, int(counted.sum()))
+    return Encodings(
+        tokens, features, ranks, values, sae.cfg.d_sae, shape, int(counted.sum())
+    )

@@ -125,7 +125,7 @@ def test_process_0_logs_and_evaluates_the_whole_sae(
     prefetch: bool, tmp_path: Path
 ) -> None:
     # From zeros ten steps are enough to see the loss fall.
-    changes = {"b_dec_init": "zeros", "log_to": ["csv"]}
+    changes: dict[str, Any] = {"b_dec_init": "zeros", "log_to": ["csv"]}
     changes["prefetch_llm_batches"] = prefetch
     (start, *rows), (start_of_other, *_) = run_on_processes(
         2, logged, tmp_path, changes
