@@ -27,8 +27,7 @@ _FUNCTION_FIELDS = (
     "normalize_activations",
     "reshape_activations",
 )
-
-
+_SEPARATOR = "sequence_separator_token"
 # What the metadata of an SAE say of the run that trained it.
 _RUN_FIELDS = (
     "model_name",
@@ -41,7 +40,7 @@ _RUN_FIELDS = (
     "prepend_bos",
     "exclude_special_tokens",
     "seqpos_slice",
-    "sequence_separator_token",
+    _SEPARATOR,
     "disable_concat_sequences",
 )
 
@@ -62,14 +61,17 @@ def fields_of_source(source: str | Path) -> dict[str, Any]:
         ValueError: If there is no such SAE.
     """
     sae = _load_source(source)
-    fields = {"k": trained_k(sae)}
-    fields |= {name: sae.cfg.metadata[name] for name in _RUN_FIELDS}
+    metadata = sae.cfg.metadata
+    said = {"k": trained_k(sae)} | {name: metadata[name] for name in _RUN_FIELDS}
+    known = {name: value for name, value in said.items() if value is not None}
+    if _SEPARATOR in metadata:  # where None means that there was none
+        known[_SEPARATOR] = metadata[_SEPARATOR]
     return {
         "architecture": ARCHITECTURE,
         "from_pretrained_path": str(source),
         **{name: getattr(sae.cfg, name) for name in _FUNCTION_FIELDS},
         "rescale_acts_by_decoder_norm": _rescales(sae),
-        **{name: value for name, value in fields.items() if value is not None},
+        **known,
     }
 
 
