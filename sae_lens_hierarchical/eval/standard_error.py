@@ -31,10 +31,17 @@ def group_of_tokens(keep: Tensor, contexts_before: int) -> Tensor:
 
 
 def sum_by_group(values: Tensor, groups: Tensor) -> Tensor:
-    """Return the sums of tokens' values, [tokens, ...], by group, in float64."""
-    values = as_double(values).cpu()
-    sums = torch.zeros(_GROUPS, *values.shape[1:], dtype=torch.float64)
-    return sums.index_add_(0, groups, values)
+    """Return the sums of tokens' values, [tokens, ...], by group.
+
+    They are in float64, on the CPU.
+
+    Args:
+        values: Of each token, on any device.
+        groups: From ``group_of_tokens``.
+    """
+    values = as_double(values)
+    sums = torch.zeros(_GROUPS, *values.shape[1:]).to(values)
+    return sums.index_add_(0, groups.to(values.device), values).cpu()
 
 
 class ContextGroups:

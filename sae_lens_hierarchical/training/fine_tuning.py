@@ -28,8 +28,7 @@ _FUNCTION_FIELDS = (
     "normalize_activations",
     "reshape_activations",
 )
-
-
+_SEPARATOR = "sequence_separator_token"
 # What the metadata of an SAE say of the run that trained it.
 _RUN_FIELDS = (
     "model_name",
@@ -42,7 +41,7 @@ _RUN_FIELDS = (
     "prepend_bos",
     "exclude_special_tokens",
     "seqpos_slice",
-    "sequence_separator_token",
+    _SEPARATOR,
     "disable_concat_sequences",
 )
 
@@ -63,8 +62,11 @@ def fields_of_source(source: str | Path) -> dict[str, Any]:
         ValueError: If there is no such SAE.
     """
     sae = _load_source(source)
-    fields = {"k": trained_k(sae)}
-    fields |= {name: sae.cfg.metadata[name] for name in _RUN_FIELDS}
+    metadata = sae.cfg.metadata
+    said = {"k": trained_k(sae)} | {name: metadata[name] for name in _RUN_FIELDS}
+    known = {name: value for name, value in said.items() if value is not None}
+    if _SEPARATOR in metadata:  # where None means that there was none
+        known[_SEPARATOR] = metadata[_SEPARATOR]
     return {
         "architecture": ARCHITECTURE,
         "from_pretrained_path": str(source),
@@ -72,7 +74,7 @@ def fields_of_source(source: str | Path) -> dict[str, Any]:
         "rescale_acts_by_decoder_norm": _rescales(sae),
         # Rows of other norms, ranked without them, would be ranked anew at norm 1.
         "unit_norm_decoder": _rescales(sae) or _has_rows_of_one_norm(sae),
-        **{name: value for name, value in fields.items() if value is not None},
+        **known,
     }
 
 

@@ -48,6 +48,7 @@ from sae_lens_hierarchical import (
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.ops import stable_topk
+from sae_lens_hierarchical.training.fine_tuning import sae_from_pretrained
 from sae_lens_hierarchical.training.step import FastSAETrainer
 
 D_SAE = 16_384
@@ -248,6 +249,15 @@ def evaluate(sae: TrainingSAE[Any], rows: np.ndarray, scale: float) -> dict[str,
     }
 
 
+def from_trained(cfg: Any, folder: Path, scale: float) -> TrainingSAE[Any]:
+    """Return an SAE that starts with the weights of one that ``save`` wrote."""
+    source = load_sae(folder)
+    source.fold_activation_norm_scaling_factor(1 / scale)
+    with tempfile.TemporaryDirectory() as scaled:
+        source.save_model(scaled)
+        return sae_from_pretrained(cfg, Path(scaled), "cpu")
+
+
 def save(sae: TrainingSAE[Any], options: Any, scale: float) -> None:
     """Save an SAE as ``OUTPUT/NAME-seedN``, as a training run would have."""
     sae.fold_activation_norm_scaling_factor(scale)
@@ -294,12 +304,14 @@ def main() -> None:
     parser.add_argument("--aux", type=float, default=1.0)
     parser.add_argument("--dead-window", type=int, default=1000)
     parser.add_argument("--stock", action="store_true")
+    parser.add_argument("--start", type=Path, help="an SAE to go on with")
     parser.add_argument(
         "--save", type=Path, help="the model's folder: save the SAE too"
     )
     options = parser.parse_args()
     names = sorted(set(vars(options)) - {"activations", "output", "save"})
     settings = {name: getattr(options, name) for name in names}
+    settings["start"] = None if options.start is None else options.start.name
     path = options.output / "results.csv"
     options.output.mkdir(parents=True, exist_ok=True)
     key = json.dumps(settings, sort_keys=True)
@@ -314,8 +326,12 @@ def main() -> None:
     scale = math.sqrt(options.d_in) / float(first.norm(dim=1).mean())
     torch.manual_seed(options.seed)
     steps = options.tokens // options.batch
-    sae = TrainingSAE.from_dict(make_config(options, steps).to_dict())
-    if options.b_dec == "mean":
+    cfg = make_config(options, steps)
+    if options.start is not None:
+        sae = from_trained(cfg, options.start, scale)
+    else:
+        sae = TrainingSAE.from_dict(cfg.to_dict())
+    if options.b_dec == "mean" and options.start is None:
         sae.b_dec.data = first.mean(dim=0) * scale
     seconds = train(sae, batches(rows, options.tokens, scale, options.seed), options)
     found = evaluate(

@@ -228,6 +228,13 @@ def test_the_user_has_the_last_word(tmp_path: Path) -> None:
     assert run["from_pretrained_path"] == source
 
 
+def test_contexts_without_a_separator_stay_so(tmp_path: Path) -> None:
+    topk = TopKSAE(TopKSAEConfig(d_in=128, d_sae=64, k=8))
+    source = save(topk, tmp_path / "it", sequence_separator_token=None)
+
+    assert fields_of_source(source)["sequence_separator_token"] is None
+
+
 def test_other_saes_are_refused(tmp_path: Path) -> None:
     jumprelu = JumpReLUSAE(JumpReLUSAEConfig(d_in=128, d_sae=64))
     jumprelu.threshold.data[3] = 1
