@@ -84,21 +84,21 @@ def ask_saelens() -> SAELensOptions:
 
 def _actions(architecture: str) -> list[argparse.Action]:
     """Catch SAELens's parser, which it makes and hides, when it would show its help."""
-    from sae_lens.llm_sae_training_runner import _parse_cfg_args  # pyright: ignore[reportPrivateUsage]
-    from simple_parsing import ArgumentParser
+    import sae_lens.llm_sae_training_runner as saelens
 
+    parser_class: Any = saelens.ArgumentParser
     caught: list[argparse.Action] = []
 
     def catch(self: Any, file: Any = None, args: Any = None) -> None:
         caught.extend(self._actions)
 
-    shown, ArgumentParser.print_help = ArgumentParser.print_help, catch
+    shown, parser_class.print_help = parser_class.print_help, catch
     try:
-        _parse_cfg_args(["--architecture", architecture, "--help"])
+        saelens._parse_cfg_args(["--architecture", architecture, "--help"])  # pyright: ignore[reportPrivateUsage]
     except SystemExit:
         pass
     finally:
-        ArgumentParser.print_help = shown
+        parser_class.print_help = shown
     return [action for action in caught if action.dest.startswith("cfg.")]
 
 
