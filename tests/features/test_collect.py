@@ -60,8 +60,8 @@ class Plain:
 
     def __init__(self, sae: Any, model: HookedSAETransformer, tokens: Tensor) -> None:
         _, cache = model.run_with_cache(tokens, names_filter=BUNDLED_HOOK_NAME)
-        bos = model.tokenizer.bos_token_id  # pyright: ignore[reportOptionalMemberAccess]
-        self.keep = tokens.ne(torch.tensor(bos))
+        bos: Any = model.tokenizer.bos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+        self.keep = tokens.ne(bos)
         with torch.no_grad():
             acts = sae.encode(cache[BUNDLED_HOOK_NAME])
         self.acts = acts * self.keep[..., None]
