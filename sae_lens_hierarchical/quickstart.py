@@ -78,6 +78,10 @@ def quickstart(
     console.print(f"Took {time.monotonic() - start:.0f} s")
     console.print(f"The figures, on one page: {page}")
     console.print(f"The SAE: {output / 'saes' / METHOD}")
+    console.print("What its features are, on a page too:")
+    console.print(
+        f"  sae-lens-hierarchical features {output / 'saes' / METHOD}", highlight=False
+    )
     console.print("Next, on a GPU, the paper's own run:")
     console.print(
         "  sae-lens-hierarchical train --preset gemma-2-2b-layer-12", highlight=False

@@ -116,6 +116,7 @@ def collect_features(
     if features is None:
         chosen = f"the {top} with the largest summed activation"
         features, stream = _largest(stream, sae.cfg.d_sae, top)
+    features = [int(feature) for feature in features]  # JSON knows no NumPy
     collector = _Collector(features, sae.cfg.d_sae, ranked_sae.k_max)
     for batch in stream:
         collector.add(batch)

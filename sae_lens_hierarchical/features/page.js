@@ -89,7 +89,6 @@ function matches(feature, query) {
   if (/^\d+$/.test(query) && String(feature.feature).startsWith(query)) return true;
   const has = (text) => text.toLowerCase().includes(query);
   return (feature.promoted ?? []).some(([token]) => has(token)) ||
-    (feature.suppressed ?? []).some(([token]) => has(token)) ||
     feature.contexts.some((one) => has(one.tokens[one.peak]));
 }
 
