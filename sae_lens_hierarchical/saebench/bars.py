@@ -26,7 +26,7 @@ def bars_of(subject: object) -> Generator[None]:
         about = f"{subject}: {desc}" if desc else str(subject)
         before(bar, iterable, about, *args, **kwargs)
 
-    tqdm.__init__ = start
+    tqdm.__init__ = start  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

@@ -140,6 +140,6 @@ def encode(
         columns.append(
             (*(part.int().cpu() for part in numbers), values.bfloat16().cpu())
         )
-    parts = (torch.cat(column) for column in zip(*columns, strict=True))
-    shape = (len(counted), context)
-    return Encodings(*parts, sae.cfg.d_sae, shape, int(counted.sum()))
+    tokens, features, ranks, values = map(torch.cat, zip(*columns, strict=True))
+    shape, n_tokens = (len(counted), context), int(counted.sum())
+    return Encodings(tokens, features, ranks, values, sae.cfg.d_sae, shape, n_tokens)

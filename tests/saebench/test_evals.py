@@ -108,7 +108,7 @@ def test_saebenchs_explained_variance_is_what_budget_metrics_say(
 
     hook_name = str(sae.cfg.metadata.hook_name)
     _, cache = bench.model.run_with_cache(bench.tokens, names_filter=hook_name)
-    bos = bench.model.tokenizer.bos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+    bos = bench.model.tokenizer.bos_token_id
     x = cache[hook_name][bench.tokens != bos]
     (row,) = sweep({"ours": sae}, bench.model, bench.tokens.split(16), [8])
     mean_square = float(x.pow(2).sum(-1).mean())
