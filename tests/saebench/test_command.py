@@ -127,6 +127,8 @@ def test_a_strangers_python_runs_only_by_the_users_flag(
     ("options", "message"),
     [
         (["--evals", "core,ravel"], "evals must be some of"),
+        (["--evals", "core,unlearning"], "unlearning needs WMDP's corpus bio-forget"),
+        (["--evals", "absorption"], "absorption is an eval of SAEBench that does not"),
         (["--evals", "autointerp"], "autointerp needs a judge"),
         (["--evals", "autointerp", "--judge-model", "small"], "OPENAI_API_KEY"),
         (["--k", "8,2"], "ks must be"),
