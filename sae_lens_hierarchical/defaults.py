@@ -27,6 +27,7 @@ __all__ = [
     "SEED",
     "STORE_BATCH_SIZE",
     "SWEEP_CONTEXTS",
+    "SWEEP_OUTPUT",
     "TOP_FEATURES",
 ]
 
@@ -50,3 +51,4 @@ MEDIAN_TOKENS = 2**14  # the first ones, whose median norm max_norm_ratio is of
 STORE_BATCH_SIZE = 16  # contexts in one forward pass of the language model
 EXPORTED_ARCHITECTURE: Final = "topk"
 QUICKSTART_OUTPUT = Path("quickstart_output")
+SWEEP_OUTPUT = Path("sweep_output")

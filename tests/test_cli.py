@@ -428,7 +428,9 @@ def test_push(
 
     assert main(["push", str(tmp_path / "sae"), "user/repo", *options]) == 0
 
-    assert f"{hub.endpoint}/user/repo/commit/" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{hub.endpoint}/user/repo/commit/" in out
+    assert f"Next: {hub.endpoint}/user/repo says how to load it" in out
     assert b"license: mit" in hub.files("user/repo")["README.md"]
     x = torch.randn(9, 12)
     assert torch.equal(SAE.from_pretrained("user/repo", "layer_2")(x), sae(x))

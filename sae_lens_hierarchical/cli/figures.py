@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_output
 from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.results import show_next
 
 __all__ = ["add_parser", "run"]
 
@@ -46,4 +48,12 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     refuse_existing(options.output / "figures.html", force=options.force)
     for path in write_figures(options.output, table, scores):
         print(path)
+    ours = {row.sae for row in table.rows if row.ours}
+    following = "push CHECKPOINT USER/NAME"
+    if len(ours) == 1:  # a card shows the metrics of one
+        checkpoint = table.provenance.get("checkpoints", {}).get(ours.pop(), {})
+        path = shlex.quote(checkpoint.get("path", "CHECKPOINT"))
+        metrics = shlex.quote(str(options.table))
+        following = f"push {path} USER/NAME --metrics {metrics}"
+    show_next(following)
     return 0

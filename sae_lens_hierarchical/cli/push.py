@@ -50,4 +50,5 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         private=options.private,
     )
     print(address)
+    print(f"Next: {address.partition('/commit/')[0]} says how to load it")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import (
@@ -16,10 +17,12 @@ from sae_lens_hierarchical.cli.arguments import (
     names,
     prices,
 )
+from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.defaults import (
     JUDGED_LATENTS,
     SAEBENCH_CONTEXTS,
     STORE_BATCH_SIZE,
+    SWEEP_OUTPUT,
 )
 
 __all__ = ["add_parser", "run"]
@@ -121,6 +124,15 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         force=options.force,
         trust_remote_code=options.trust_remote_code,
     )
-    Console().print(results_table(read_results(options.output)))
-    print(options.output)
+    results = read_results(options.output)
+    Console().print(results_table(results))
+    written = ", ".join(f"{options.output / name}" for name in options.evals)
+    print(f"{written}: a JSON file of SAEBench's for each SAE and k")
+    table = SWEEP_OUTPUT / "metrics.parquet"
+    if "autointerp" in options.evals and table.exists():
+        folder = shlex.quote(str(options.output))
+        show_next(f"figures {table} --autointerp {folder}")
+    else:
+        checkpoints = shlex.join(map(str, options.checkpoint))
+        show_next(f"sweep {checkpoints} --k {','.join(map(str, options.k))}")
     return 0

@@ -20,7 +20,12 @@ from sae_lens_hierarchical.cli.arguments import (
 )
 from sae_lens_hierarchical.cli.outputs import check_writable, refuse_existing
 from sae_lens_hierarchical.cli.results import show_next, write_and_show
-from sae_lens_hierarchical.defaults import CE_CONTEXTS, STORE_BATCH_SIZE, SWEEP_CONTEXTS
+from sae_lens_hierarchical.defaults import (
+    CE_CONTEXTS,
+    STORE_BATCH_SIZE,
+    SWEEP_CONTEXTS,
+    SWEEP_OUTPUT,
+)
 
 __all__ = ["add_parser", "run"]
 
@@ -68,7 +73,7 @@ def add_parser(commands: Subparsers) -> None:
         f"{STORE_BATCH_SIZE}, or as many as have logits of 2 GiB)",
     )
     add_device(command)
-    add_output(command, Path("sweep_output"))
+    add_output(command, SWEEP_OUTPUT)
     add_force(command)
     command.set_defaults(run=run)
 

@@ -25,6 +25,13 @@ from sae_lens_hierarchical.saebench.judge import Judge
 __all__ = ["saebench_checkpoints"]
 
 EVALS = ("core", "autointerp", "sparse_probing")
+# SAEBench's other evals, and why they do not run here.
+_NOT_HERE = {
+    "absorption": "is an eval of SAEBench that does not run at many k here yet",
+    "scr_and_tpp": "is an eval of SAEBench that does not run at many k here yet",
+    "unlearning": "needs WMDP's corpus bio-forget-corpus, a gated download that no "
+    "other text can stand in for, and does not run here",
+}
 
 
 def saebench_checkpoints(
@@ -68,6 +75,10 @@ def saebench_checkpoints(
         ValueError: If an argument does not fit, or the SAEs have not one model.
         JudgeError: If the judge fails.
     """
+    for name in evals:
+        if name in _NOT_HERE:
+            reason = _NOT_HERE[name]
+            raise ValueError(f"{name} {reason}: evals must be some of {EVALS}")
     if unknown := sorted(set(evals) - set(EVALS)):
         raise ValueError(f"evals must be some of {EVALS}, got {unknown}")
     if judge is None and "autointerp" in evals:

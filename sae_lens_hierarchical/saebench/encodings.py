@@ -141,7 +141,5 @@ def encode(
             (*(part.int().cpu() for part in numbers), values.bfloat16().cpu())
         )
     tokens, features, ranks, values = map(torch.cat, zip(*columns, strict=True))
-    shape = (len(counted), context)
-    return Encodings(
-        tokens, features, ranks, values, sae.cfg.d_sae, shape, int(counted.sum())
-    )
+    shape, n_tokens = (len(counted), context), int(counted.sum())
+    return Encodings(tokens, features, ranks, values, sae.cfg.d_sae, shape, n_tokens)

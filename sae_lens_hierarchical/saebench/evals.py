@@ -258,28 +258,28 @@ class SAEBench:
             )
             for name, of_sae in groupby(planned, key=attrgetter("name")):
                 results = list(of_sae)
-                with prepared_sae(name, saes, self._model.device) as sae, bars_of(name):
+                with prepared_sae(name, saes, self._model.device) as sae:
                     largest = results[-1].k  # ks ascend
                     set_k(sae, largest)
-                    encodings = encode(
-                        sae, largest, recorded[hooks[name]], counted, self.batch_size
-                    )
-                for pending in results:
-                    set_k(sae, pending.k)
-                    random.seed(SEED)
-                    torch.manual_seed(SEED)
-                    at_k = encodings.at_k(pending.k)
-                    with bars_of(pending):
-                        run = AutoInterp(
-                            config, self.model, sae.cfg, tokens, at_k, judge
-                        )
-                    if not run.examples:
-                        raise ValueError(
-                            f"no feature of {pending} is active often enough in "
-                            f"{tokens.numel():,} tokens: AutoInterp needs a larger "
-                            "dataset"
-                        )
-                    yield pending, run, sae.cfg.to_dict()
+                    x = recorded[hooks[name]]
+                    with bars_of(name):
+                        encodings = encode(sae, largest, x, counted, self.batch_size)
+                    for pending in results:
+                        set_k(sae, pending.k)
+                        random.seed(SEED)
+                        torch.manual_seed(SEED)
+                        at_k = encodings.at_k(pending.k)
+                        with bars_of(pending):
+                            run = AutoInterp(
+                                config, self.model, sae.cfg, tokens, at_k, judge
+                            )
+                        if not run.examples:
+                            raise ValueError(
+                                f"no feature of {pending} is active often enough in "
+                                f"{tokens.numel():,} tokens: AutoInterp needs a larger "
+                                "dataset"
+                            )
+                        yield pending, run, sae.cfg.to_dict()
 
     def sparse_probing(
         self,

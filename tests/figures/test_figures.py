@@ -490,4 +490,6 @@ def test_files_are_written(
     names = ["overview", *(f"figure_{n}" for n in (2, 3, 4, 5, 8, 9, 10))]
     expected = {*(f"{name}.png" for name in names), "figures.html"}
     assert {path.name for path in output.iterdir()} == expected
-    assert set(capsys.readouterr().out.split()) == set(map(str, output.iterdir()))
+    *written, following = capsys.readouterr().out.splitlines()
+    assert set(written) == set(map(str, output.iterdir()))
+    assert following == "Next: sae-lens-hierarchical push CHECKPOINT USER/NAME"

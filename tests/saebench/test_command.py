@@ -40,13 +40,20 @@ def test_core_and_autointerp_on_the_bundled_model(
     table = capsys.readouterr().out
     for word in ("ours", "L0", "AutoInterp", "8.000", "eval_results", "about $0.0"):
         assert word in table
+    assert "eval_results/core, eval_results/autointerp: a JSON file" in table
+    assert f"Next: sae-lens-hierarchical sweep {checkpoint} --k 2,8" in table
     assert [(r.sae, r.k) for r in read_results("eval_results")] == [
         ("ours", 2),
         ("ours", 8),
     ]
     asked = len(server.asked)
+    Path("sweep_output").mkdir()
+    Path("sweep_output/metrics.parquet").touch()
     assert main([*command, "--force"]) == 0
     assert len(server.asked) == asked
+    out = capsys.readouterr().out
+    following = "figures sweep_output/metrics.parquet --autointerp eval_results"
+    assert f"Next: sae-lens-hierarchical {following}" in out
     assert len(autointerp_scores("eval_results")) == 2
 
 
@@ -120,6 +127,8 @@ def test_a_strangers_python_runs_only_by_the_users_flag(
     ("options", "message"),
     [
         (["--evals", "core,ravel"], "evals must be some of"),
+        (["--evals", "core,unlearning"], "unlearning needs WMDP's corpus bio-forget"),
+        (["--evals", "absorption"], "absorption is an eval of SAEBench that does not"),
         (["--evals", "autointerp"], "autointerp needs a judge"),
         (["--evals", "autointerp", "--judge-model", "small"], "OPENAI_API_KEY"),
         (["--k", "8,2"], "ks must be"),

@@ -54,7 +54,7 @@ def test_one_encoding_is_what_saebench_finds_at_each_k(
     tokenizer: Any = model.tokenizer
     texts[1, 7:9] = tokenizer.eos_token_id
     recorded = record_activations(model, texts, [BUNDLED_HOOK_NAME], 2, tmp_path)
-    counted = activation_collection.get_bos_pad_eos_mask(texts, model.tokenizer)
+    counted = activation_collection.get_bos_pad_eos_mask(texts, tokenizer)
     ks = [None] if kind == "jumprelu" else [2, 8]
     latents = [90, 3, 4, 41]
 

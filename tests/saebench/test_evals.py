@@ -212,7 +212,9 @@ def test_autointerp_bears_the_apis_failures_and_asks_nothing_twice(
     assert [(name, k) for name, k, _ in first] == [("ours", k) for k in KS]
     # Half of the fourteen texts by chance.
     assert all(0.5 < score < 1 for _, _, score in first), first
-    config = load_result(bench, "autointerp/ours_k_2")["eval_config"]
+    result = load_result(bench, "autointerp/ours_k_2")
+    config, sae_config = result["eval_config"], result["sae_cfg_dict"]
+    assert (sae_config["k"], sae_config["device"]) == (2, "cpu")
     assert (config["judge"], config["judge_url"]) == ("small", server.url)
 
     server.asked.clear()

@@ -44,9 +44,11 @@ CALLED = {
     "evals.sparse_probing.main:run_eval_single_sae": (
         "config sae model device artifacts_folder save_activations"
     ),
-    "sae_bench_utils.activation_collection:get_feature_activation_sparsity": (
-        "tokens model sae batch_size layer hook_name mask_bos_pad_eos_tokens"
+    # Ours takes its place, with the tokens first.
+    "sae_bench_utils.activation_collection:collect_sae_activations": (
+        "tokens selected_latents"
     ),
+    "sae_bench_utils.activation_collection:get_bos_pad_eos_mask": "tokens tokenizer",
     "sae_bench_utils.general_utils:dtype_to_str": "dtype",
     "sae_bench_utils.general_utils:get_results_filepath": (
         "output_path sae_release sae_id"

@@ -89,12 +89,15 @@ def test_scores_become_figure_6(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [make_metrics(k, 0.5, sae="ours") for k in (2, 16)]
-    write_table(results / "metrics.parquet", MetricsTable(rows))
+    provenance = {"checkpoints": {"ours": {"path": "/some/where/ours"}}}
+    write_table(results / "metrics.parquet", MetricsTable(rows, provenance))
     output = results / "figures"
     command = ["figures", str(results / "metrics.parquet"), "--output", str(output)]
 
     assert main(command) == 0
     assert not (output / "figure_6.png").exists()
+    push = f"push /some/where/ours USER/NAME --metrics {results / 'metrics.parquet'}"
+    assert f"Next: sae-lens-hierarchical {push}\n" in capsys.readouterr().out
     command.append("--force")
     assert main([*command, "--autointerp", str(results)]) == 0
 
