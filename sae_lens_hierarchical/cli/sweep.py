@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
