@@ -153,26 +153,26 @@ def saelens_config(
         LanguageModelSAERunnerConfig,
     )
 
-    added = {n: fields[n] for n in RUN_FIELDS if n in fields}
-    fields = {name: value for name, value in fields.items() if name not in added}
+    added = {n: fields[n] for n in RUN_FIELDS if fields.get(n) is not None}
+    fields = {name: value for name, value in fields.items() if name not in RUN_FIELDS}
     added |= {n: v for n in RUN_OPTIONS if (v := getattr(options, n)) is not None}
     loggers = added.pop("logger", None)
-    given = {option.partition("=")[0] for option in rest}
+    given = given_in(rest)
     if loggers is not None:
-        if given & {"--log_to_wandb", "--nolog_to_wandb"}:
+        if given & {"log_to_wandb", "nolog_to_wandb"}:
             raise ValueError("give either --logger or --log_to_wandb, and not both")
         fields = fields | {"log_to_wandb": "wandb" in loggers}
         added["log_to"] = [name for name in loggers if name in LOG_TO]
-    # For these its parser has no word, or one that is not theirs in a file.
-    later = {n: v for n, v in fields.items() if v is None or isinstance(v, list | dict)}
+    # For None, lists and objects its parser has no word, or several.
+    words = {n: v for n, v in fields.items() if isinstance(v, bool | int | float | str)}
+    set_later = [n for n in fields if n not in words and n not in given]
     # Of two options with one name SAELens's parser takes the later one.
-    defaults = [f"--{n}={v}" for n, v in fields.items() if n not in later]
+    defaults = [f"--{n}={v}" for n, v in words.items()]
     ours = options_in(options.parser.format_help()) | {f"--{name}" for name in fields}
     cfg = _parse([*defaults, *rest], ours).to_dict()
-    for name, value in later.items():
-        if f"--{name}" not in given:
-            parts = (cfg, cfg["sae"], cfg["logger"])
-            next(part for part in parts if name in part)[name] = value
+    for name in set_later:
+        parts = (cfg, cfg["sae"], cfg["logger"])
+        next(part for part in parts if name in part)[name] = fields[name]
     return LanguageModelSAERunnerConfig.from_dict(cfg | added)
 
 

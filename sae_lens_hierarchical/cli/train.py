@@ -46,8 +46,8 @@ def add_parser(commands: Subparsers) -> None:
     command = commands.add_parser(
         "train",
         help="train on any model with SAELens's options",
-        usage="sae-lens-hierarchical train [--preset NAME] [--force] "
-        "[SAELENS_OPTION ...]\n"
+        usage="sae-lens-hierarchical train [--preset NAME | --config FILE] "
+        "[--dry-run]\n       [--force] [SAELENS_OPTION ...]\n"
         "       sae-lens-hierarchical train --from-sae SAE --training_tokens N "
         "[SAELENS_OPTION ...]\n"
         "       sae-lens-hierarchical train --resume FOLDER [--output FOLDER] "
@@ -55,9 +55,10 @@ def add_parser(commands: Subparsers) -> None:
         description=describe(
             "Train an SAE. SAELens's options are taken, too: they are listed below.",
             "train --preset bundled --k 16",
-            "train --preset gemma-2-2b-layer-12 --training_tokens 100000000",
+            "train --preset gemma-2-2b-layer-12 --training_tokens 100000000 --dry-run",
             "train --model_name gpt2 --hook_name blocks.6.hook_resid_pre "
             "--d_in 768 ...",
+            "train --config run.yaml --logger csv",
             "train --resume checkpoints/",
         ),
         add_help=False,

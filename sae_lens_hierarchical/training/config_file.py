@@ -40,7 +40,7 @@ def read_config(path: Path) -> dict[str, Any]:
             the run alone is left out, and what follows from other fields.
 
     Raises:
-        ValueError: If it is neither, or a field is unknown.
+        ValueError: If it is neither, or a field is unknown or of no type of JSON's.
         OSError: If it cannot be read.
     """
     text = path.read_text(encoding="utf-8")
@@ -56,10 +56,14 @@ def read_config(path: Path) -> dict[str, Any]:
         fields = _flat(fields)
     known = flat_field_names(fields.get("architecture", ARCHITECTURE))
     known |= {"architecture", *(f"sae.{name}" for name in _SHARED)}
-    for name in fields:
+    for name, value in fields.items():
         if name not in known:
             hint = did_you_mean(name, known)
             raise ValueError(f"{path} has the unknown field {name!r}{hint}")
+        # Those with a dot are names of options alone; YAML has dates, too.
+        kinds = str if "." in name else str | int | float | list | dict | None
+        if not isinstance(value, kinds):
+            raise ValueError(f"{path}: {name} cannot be {value!r}")
     return fields
 
 

@@ -95,6 +95,8 @@ def test_a_run_trains_from_a_file(make_config: MakeConfig, tmp_path: Path) -> No
         ("loss_evry: 5", "unknown field 'loss_evry'; did you mean loss_every"),
         ("architecture: topkk", "architecture must be one of"),
         ("[1, 2]", "must hold a run's fields by name"),
+        ("run_name: 2026-01-01", "run_name cannot be datetime.date(2026, 1, 1)"),
+        ("sae.dtype: null", "sae.dtype cannot be None"),
         ("k: [1", "cannot be read"),
         ("k: abc", "argument -k/--k: invalid int value: 'abc'"),
         ("!!python/object/apply:os.system ['false']", "cannot be read"),
