@@ -36,5 +36,6 @@ def trained_k(sae: SAE[Any]) -> int | None:
     # SAELens notes there what a BatchTopK SAE was trained with: k may be a float.
     details = metadata.training_architecture_details
     k = details.get("k") if isinstance(details, dict) else None
-    whole = isinstance(k, int | float) and k in range(1, sae.cfg.d_sae + 1)
-    return int(k) if whole else None
+    if isinstance(k, int | float) and k in range(1, sae.cfg.d_sae + 1):
+        return int(k)
+    return None
