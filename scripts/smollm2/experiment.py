@@ -64,6 +64,13 @@ def budget_weights(name: str, k: int) -> tuple[list[int] | None, list[float] | N
     budgets = list(range(1, k + 1))
     if name == "uniform":
         return None, None
+    if "+" in name:  # J_x, and this much of the weight more at K, such as J8+0.4
+        base, _, extra = name.partition("+")
+        budgets, _ = budget_weights(base, k)
+        assert budgets is not None
+        weights = [(1 - float(extra)) / len(budgets)] * len(budgets)
+        weights[-1] += float(extra)
+        return budgets, weights
     if name.startswith("J"):
         return sorted({1, *range(int(name[1:]), k + 1, int(name[1:]))}), None
     if name == "octaves":  # 1, 2, 4, ... K, alike
@@ -75,11 +82,6 @@ def budget_weights(name: str, k: int) -> tuple[list[int] | None, list[float] | N
     if name.startswith("power"):  # w_j in proportion to j^-p
         weights = [j ** -float(name[5:]) for j in budgets]
         return budgets, [w / sum(weights) for w in weights]
-    if name.startswith("ends"):  # of K this much, of the others alike
-        extra = float(name[4:])
-        weights = [(1 - extra) / k] * k
-        weights[-1] += extra
-        return budgets, weights
     raise ValueError(f"--weights: {name!r}")
 
 
