@@ -21,6 +21,7 @@ __all__ = ["changed_fields", "read_config", "to_yaml"]
 
 # The SAE has these, too, and SAELens's command calls them so.
 _SHARED = ("device", "dtype")
+_KINDS = (str, int, float, list, dict, type(None))  # JSON's
 # Of a run that was, not of one to come.
 _OF_THE_RUN = {
     "metadata",
@@ -61,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
             hint = did_you_mean(name, known)
             raise ValueError(f"{path} has the unknown field {name!r}{hint}")
         # Those with a dot are names of options alone; YAML has dates, too.
-        kinds = str if "." in name else str | int | float | list | dict | None
+        kinds = (str,) if "." in name else _KINDS
         if not isinstance(value, kinds):
             raise ValueError(f"{path}: {name} cannot be {value!r}")
     return fields
