@@ -132,7 +132,7 @@ def test_saebenchs_own_tools_see_a_curve(
     weights = {name: sae.state_dict()[name] for name in topk.state_dict()}
     topk.load_state_dict(weights)
     saes = {"ours": sae, "topk/4": topk}
-    bench.core(saes, KS)
+    replace(bench, tokens=bench.tokens[:8], batch_size=8).core(saes, KS)
     bench.autointerp(saes, KS, new_judge(server, bench), LATENTS)
 
     found = {
@@ -329,6 +329,7 @@ def test_results_are_made_once_and_whole(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    bench = replace(bench, tokens=bench.tokens[:4], batch_size=4)
     save = core_main.save_single_eval_result
 
     def killed(*args: Any) -> None:
