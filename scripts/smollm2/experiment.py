@@ -76,9 +76,10 @@ def budget_weights(name: str, k: int) -> tuple[list[int] | None, list[float] | N
     if name == "octaves":  # 1, 2, 4, ... K, alike
         octaves = [2**i for i in range(k.bit_length()) if 2**i <= k]
         return octaves, [1 / len(octaves)] * len(octaves)
-    if name.startswith("at"):  # these alike: at1,2,4,8,16,24,32
-        budgets = [int(part) for part in name[2:].split(",")]
-        return budgets, [1 / len(budgets)] * len(budgets)
+    if name.startswith("at"):  # these: at1,2,4,8 or, weighted, at1:0.2,8:0.3,32:0.5
+        parts = [part.partition(":") for part in name[2:].split(",")]
+        shares = [float(share or 1) for _, _, share in parts]
+        return [int(j) for j, _, _ in parts], [w / sum(shares) for w in shares]
     if name.startswith("power"):  # w_j in proportion to j^-p
         weights = [j ** -float(name[5:]) for j in budgets]
         return budgets, [w / sum(weights) for w in weights]
