@@ -72,7 +72,6 @@ def test_help_has_the_options_of_the_architecture_that_is_named(
 def test_tab_completes_our_options_and_saelens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("shtab")
     script = tmp_path / "completion"
     script.write_text(help_of(["--print-completion", "bash"], capsys))
     complete = """
