@@ -133,6 +133,6 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         folder = shlex.quote(str(options.output))
         show_next(f"figures {table} --autointerp {folder}")
     else:
-        checkpoints = shlex.join(map(str, options.checkpoint))
-        show_next(f"sweep {checkpoints} --k {','.join(map(str, options.k))}")
+        saes = shlex.join(options.sae)
+        show_next(f"sweep {saes} --k {','.join(map(str, options.k))}")
     return 0

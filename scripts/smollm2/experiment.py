@@ -48,6 +48,7 @@ from sae_lens_hierarchical import (
 from sae_lens_hierarchical.export import export
 from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.ops import stable_topk
+from sae_lens_hierarchical.ops.budgets import resolve_budgets
 from sae_lens_hierarchical.training.fine_tuning import sae_from_pretrained
 from sae_lens_hierarchical.training.step import FastSAETrainer
 
@@ -174,6 +175,8 @@ def train(sae: TrainingSAE[Any], data: Iterator[Tensor], options: Any) -> float:
     split = (part for batch in data for part in batch.split(options.batch))
     if options.random_budgets:
         split = random_budgets(sae, split, options)
+    if options.late_weights is not None:
+        split = late_weights(sae, split, options, round((1 - options.late) * steps))
     trainer = FastSAETrainer(cfg=cfg, sae=sae, data_provider=split)
     start = time.monotonic()
     trainer.fit()
@@ -188,6 +191,17 @@ def random_budgets(sae: Any, data: Iterator[Tensor], options: Any) -> Iterator[T
         strata = [*itertools.pairwise(edges.tolist())]
         sae._budgets = [int(rng.integers(a, b)) + 1 for a, b in strata]
         sae._budget_weights = [(b - a) / K for a, b in strata]
+        yield batch
+
+
+def late_weights(
+    sae: Any, data: Iterator[Tensor], options: Any, first_step: int
+) -> Iterator[Tensor]:
+    """Change J and its weights before a step."""
+    for step, batch in enumerate(data):
+        if step == first_step:
+            late = resolve_budgets(K, *budget_weights(options.late_weights, K))
+            sae._budgets, sae._budget_weights = late
         yield batch
 
 
@@ -299,6 +313,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--decay", type=float, default=0.2)
     parser.add_argument("--weights", default="uniform")
+    parser.add_argument("--late-weights", help="those of the last steps")
+    parser.add_argument("--late", type=float, default=0.2, help="their share")
     parser.add_argument("--random-budgets", type=int, default=0)
     parser.add_argument("--init-norm", type=float, default=1.0)
     parser.add_argument("--free-norm", action="store_true")
