@@ -462,6 +462,11 @@ def test_what_is_far_below_0_is_cut_off_and_named(table: MetricsTable) -> None:
         else row
         for row in table.rows
     ]
+    # Where all differences but one are 0, nothing is squashed.
+    low = [
+        replace(row, explained_variance=0.5) if (row.sae, row.k) == ("J_4", 2) else row
+        for row in low
+    ]
     figures = {figure.key: figure for figure in all_figures(MetricsTable(low))}
 
     for key, names in {
