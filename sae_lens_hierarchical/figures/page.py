@@ -210,7 +210,12 @@ def _provenance(facts: dict[str, Any]) -> str:
         f"<dt>{html.escape(name)}</dt><dd><pre>{html.escape(_text(value))}</pre></dd>"
         for name, value in short_paths(facts).items()
     )
-    return f"<h2>Where they come from</h2>\n<dl>\n{definitions}\n</dl>"
+    # Closed, as all settings of a comparison's SAEs are there.
+    return f"""<h2>Where they come from</h2>
+<details><summary>{html.escape(", ".join(facts))}</summary>
+<dl>
+{definitions}
+</dl></details>"""
 
 
 def _text(value: Any) -> str:
