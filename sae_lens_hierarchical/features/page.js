@@ -355,7 +355,8 @@ function setK(at) {
 
 // The part of the address after #: a feature, or a feature and k, as in #12/8.
 function openFromHash(event) {
-  const [index, k] = location.hash.slice(1).split("/").map(Number);
+  // Without one, nothing is wanted: Number("") is 0, a feature as well.
+  const [index, k] = location.hash ? location.hash.slice(1).split("/").map(Number) : [];
   if (ks.includes(k)) setK(ks.indexOf(k));
   const wanted = byId.get(index);
   state.open = wanted ?? state.open ?? state.shown[0] ?? features[0];

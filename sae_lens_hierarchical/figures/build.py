@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from sae_lens_hierarchical.eval.table import BudgetMetrics
+from sae_lens_hierarchical.figures.captions import bands, cut_off
 from sae_lens_hierarchical.figures.seeds import SeedMetrics
 from sae_lens_hierarchical.figures.spec import Figure, Panel, Series, Style
 
@@ -15,11 +16,16 @@ __all__ = [
     "curve",
     "decimal_ticks",
     "difference",
-    "from_zero",
+    "difference_limits",
     "log2_panel",
+    "make_figure",
     "nonempty_figure",
-    "with_values",
+    "share_limits",
 ]
+
+# Shares such as explained variance are at most 1. One far below 0 would leave no room
+# for the others: it is cut off there, and the caption says so.
+_FAR_BELOW = -0.25
 
 
 def curve(
@@ -61,14 +67,15 @@ def _band(
 
 
 def difference(
-    rows: Sequence[BudgetMetrics],
-    bases: Sequence[BudgetMetrics],
+    pairs: Sequence[tuple[BudgetMetrics, BudgetMetrics]],
     metric: str,
     style: Style,
     label: str,
 ) -> Series:
     """Return a line of how much larger a metric is in each row than in its base."""
-    more, less = (curve(side, metric, style, label) for side in (rows, bases))
+    more, less = (
+        curve([pair[n] for pair in pairs], metric, style, label) for n in (0, 1)
+    )
     y = tuple(a - b for a, b in zip(more.y, less.y, strict=True))
     return replace(more, y=y, band=())  # seeds' differences are not known
 
@@ -77,7 +84,7 @@ def log2_panel(
     y_label: str,
     series: Sequence[Series],
     *,
-    x_label: str = "k, active features of a token",
+    x_label: str = "k, active features per token",
     **options: Any,
 ) -> Panel:
     """Return a panel whose x is logarithmic, with powers of two for ticks."""
@@ -110,26 +117,51 @@ def decimal_ticks(series: Iterable[Series]) -> tuple[float, ...]:
     return tuple(tick for tick in sorted(ticks) if lowest <= tick <= highest)
 
 
-def from_zero(series: Iterable[Series]) -> tuple[float, float] | None:
-    """Return limits that show all y but the negative ones."""
-    values = [y for one in series for y in one.y if math.isfinite(y)]
-    lowest, highest = max(min(values, default=0), 0), max(values, default=0)
+def share_limits(series: Iterable[Series]) -> tuple[float, float] | None:
+    """Return limits that show all y and bands but what is far below 0."""
+    values = [y for one in series for ys in (one.y, *one.band) for y in ys]
+    shown = [max(value, _FAR_BELOW) for value in values if math.isfinite(value)]
+    return _with_margin(shown)
+
+
+def difference_limits(
+    pairs: Iterable[tuple[BudgetMetrics, BudgetMetrics]], metric: str
+) -> tuple[float, float] | None:
+    """Return limits that show all differences but of shares far below 0."""
+    values = [tuple(getattr(row, metric) for row in pair) for pair in pairs]
+    return _with_margin([a - b for a, b in values if min(a, b) >= _FAR_BELOW])
+
+
+def _with_margin(values: Sequence[float]) -> tuple[float, float] | None:
+    lowest, highest = min(values, default=0), max(values, default=0)
     if lowest >= highest:
         return None
     margin = 0.05 * (highest - lowest)
     return lowest - margin, highest + margin
 
 
+def make_figure(
+    key: str, title: str, sentences: Iterable[str], panels: Iterable[Panel]
+) -> Figure:
+    """Return a figure without the panels and series that have nothing to show.
+
+    Its caption has the sentences, and what there is to say of bands and of what is cut
+    off.
+    """
+    shown = _with_values(panels)
+    said = (*sentences, bands(shown), cut_off(shown))
+    return Figure(key, title, " ".join(filter(None, said)), shown)
+
+
 def nonempty_figure(
-    key: str, title: str, caption: str, panels: Iterable[Panel]
+    key: str, title: str, sentences: Iterable[str], panels: Iterable[Panel]
 ) -> Figure | None:
-    """Return a figure without the panels and series that have nothing to show."""
-    shown = with_values(panels)
-    return Figure(key, title, caption, shown) if shown else None
+    """Return what ``make_figure`` does, or None where no panel has anything to show."""
+    figure = make_figure(key, title, sentences, panels)
+    return figure if figure.panels else None
 
 
-def with_values(panels: Iterable[Panel]) -> tuple[Panel, ...]:
-    """Return the panels that have something to show, without series that have not."""
+def _with_values(panels: Iterable[Panel]) -> tuple[Panel, ...]:
     shown = []
     for panel in panels:
         series = tuple(one for one in panel.series if any(map(math.isfinite, one.y)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -14,7 +15,17 @@ from sae_lens_hierarchical.figures.spec import Figure, Panel, Series
 
 __all__ = ["draw"]
 
-_COLUMNS = 3
+# Narrow, so that a page or a phone shrinks the text as little as can be; in inches.
+_WIDTH = 7.0
+_COLUMNS = 2
+_PANEL_HEIGHT = 2.9
+_LINE_HEIGHT = 0.2
+_LETTER_WIDTH = 0.075
+_HANDLE_WIDTH = 0.7
+
+_TITLE: dict[str, Any] = {"size": 13, "weight": "bold"}
+_CAPTION_LETTERS = 105
+_Y_LABEL_LETTERS = 30
 _MARKERS = {
     "circle": "o",
     "square": "s",
@@ -28,25 +39,38 @@ _MARKERS = {
 # A "$" in an SAE's name is no formula.
 @rc_context({"text.parse_math": False})
 def draw(figure: Figure) -> Image:
-    """Draw a figure as an image: title, panels, one legend for all, and caption."""
+    """Draw a figure as an image: title, one legend for all, panels, and caption."""
     columns = min(len(figure.panels), _COLUMNS)
     rows = math.ceil(len(figure.panels) / columns)
-    width = 4.3 * columns + 2.2
-    image = Image(figsize=(width, 3.6 * rows + 1.1), layout="constrained")
-    image.suptitle(figure.title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    legend = figure.legend()
+    widest = _HANDLE_WIDTH + _LETTER_WIDTH * max(map(len, legend), default=0)
+    beside = len(figure.panels) < rows * columns
+    beside &= widest < _WIDTH / _COLUMNS and _LINE_HEIGHT * len(legend) < _PANEL_HEIGHT
+    in_a_line = 1 if beside else max(1, min(len(legend), int(_WIDTH / widest)))
+    caption = textwrap.wrap(figure.caption, _CAPTION_LETTERS)
+    above = 2 if beside else 2 + math.ceil(len(legend) / in_a_line)
+    below = _LINE_HEIGHT * (len(caption) + 1)
+    height = _LINE_HEIGHT * above + _PANEL_HEIGHT * rows + below
+    image = Image(figsize=(_WIDTH, height), layout="constrained")
     for n, panel in enumerate(figure.panels, start=1):
         _draw_panel(image.add_subplot(rows, columns, n), panel)
-    legend = figure.legend()
+    place: dict[str, Any] = {"loc": "outside upper left"}
+    if beside:  # in the place that the last row of panels leaves empty
+        top = (below + _PANEL_HEIGHT) / height
+        place = {"loc": "upper left", "bbox_to_anchor": (0.55, top)}
+        image.suptitle(figure.title, x=0.01, ha="left", **_TITLE)
+    else:  # as the legend's title: the image's own would lie on the legend
+        place |= {"title": figure.title, "title_fontproperties": _TITLE}
     image.legend(
         [_line(series) for series in legend.values()],
         list(legend),
-        loc="outside right upper",
-        ncols=math.ceil(len(legend) / (20 * rows)),
+        alignment="left",
+        ncols=in_a_line,
         frameon=False,
         handlelength=3.2,
+        **place,
     )
-    caption = textwrap.fill(figure.caption, round(15 * width))
-    image.supxlabel(caption, x=0.01, ha="left", fontsize=9, color="#555555")
+    image.supxlabel("\n".join(caption), x=0.01, ha="left", fontsize=9, color="#555555")
     return image
 
 
@@ -83,7 +107,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(panel.y_limits)
     axes.set_title(panel.title, fontsize=11)
     axes.set_xlabel(panel.x_label)
-    axes.set_ylabel(panel.y_label)
+    axes.set_ylabel(textwrap.fill(panel.y_label, _Y_LABEL_LETTERS))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -11,13 +11,15 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
-from sae_lens_hierarchical.figures.paper import (
+from sae_lens_hierarchical.figures.captions import (
     CENTERED_FVU_DEFINITION,
     EV_DEFINITION,
-    table_2,
 )
+from sae_lens_hierarchical.figures.paper import table_2
 from sae_lens_hierarchical.figures.plotly import plot_json
+from sae_lens_hierarchical.figures.seeds import merge_seeds
 from sae_lens_hierarchical.figures.spec import Figure, Series
+from sae_lens_hierarchical.files.short_paths import short_paths
 
 __all__ = ["html_page"]
 
@@ -70,19 +72,24 @@ table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem;
         font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e3e3e3; }
 th:first-child, td:first-child { text-align: left; }
-tr.ours td { background: #eef3fb; }
-.scroll { overflow: auto; max-height: 40rem; }
-.scroll th { position: sticky; top: 0; background: #fff; }
+.scroll tr.ours td { background: #eef3fb; }
+.scroll { overflow: auto; max-height: min(40rem, 80vh); }
+.scroll th { position: sticky; top: 0; background: #fff; z-index: 1; }
+.scroll td:first-child { position: sticky; left: 0; background: #fff;
+                         max-width: 12rem; overflow-wrap: break-word; }
+.scroll th:first-child { left: 0; z-index: 2; }
 summary { cursor: pointer; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.5rem; }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
-# Plots are drawn once all are on the page: their widths depend on each other. An entry
-# of a legend shows or hides the lines of its name in all panels of the figure.
+# Plots are drawn once all are on the page: their widths depend on each other. A finger
+# on one scrolls the page; plotly would zoom. An entry of a legend shows or hides the
+# lines of its name in all panels of the figure.
 _SCRIPT = """
 for (const plot of document.querySelectorAll(".plot")) {
   const { data, layout } = JSON.parse(plot.dataset.plot);
+  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
   Plotly.newPlot(plot, data, layout, { displayModeBar: false, responsive: true });
 }
 for (const button of document.querySelectorAll(".legend button")) {
@@ -116,19 +123,16 @@ def html_page(title: str, figures: Sequence[Figure], table: MetricsTable) -> str
 <style>{_STYLE}</style>
 <script>{get_plotlyjs()}</script>
 <h1>{html.escape(title)}</h1>
-<p>A click on a name in a legend hides or shows its lines; dragging zooms in,
-a double click zooms out.</p>
+<p>A click on a name in a legend hides or shows its lines. With a mouse, dragging
+zooms in and a double click zooms out.</p>
 <nav>{links}</nav>
 {"".join(map(_figure, figures))}
 {_table_2(table)}
 <h2>All metrics</h2>
 <p>{EV_DEFINITION} FVU: 1 - EV. {CENTERED_FVU_DEFINITION}</p>
 <details><summary>{len(table.rows):,} rows</summary>
-<div class="scroll">{_table(table.rows, _COLUMNS)}</div></details>
-<h2>Where they come from</h2>
-<dl>
-{_definitions(table.provenance)}
-</dl>
+{_table("All metrics", table.rows, _COLUMNS)}</details>
+{_provenance(table.provenance)}
 <script>{_SCRIPT}</script>
 </html>
 """
@@ -167,16 +171,17 @@ def _legend_entry(series: Series) -> str:
 
 
 def _table_2(table: MetricsTable) -> str:
-    rows = table_2(table)
+    rows = table_2(merge_seeds(table))
     if not rows:
         return ""
     columns = {name: _COLUMNS[name] for name in _TABLE_2_COLUMNS}
     return f"""<h2>Table 2. The largest one and two features</h2>
 <p>{EV_DEFINITION} {CENTERED_FVU_DEFINITION}</p>
-<div class="scroll">{_table(rows, columns)}</div>"""
+{_table("Table 2", rows, columns)}"""
 
 
-def _table(rows: Iterable[BudgetMetrics], columns: dict[str, str]) -> str:
+def _table(name: str, rows: Iterable[BudgetMetrics], columns: dict[str, str]) -> str:
+    """Return a table in a part of the page that scrolls by itself, with keys too."""
     head = "".join(f"<th>{name}</th>" for name in columns)
     body = "\n".join(
         f"<tr{' class=ours' if row.ours else ''}>"
@@ -186,7 +191,10 @@ def _table(rows: Iterable[BudgetMetrics], columns: dict[str, str]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+    )
 
 
 def _cell(value: str | float) -> str:
@@ -195,12 +203,22 @@ def _cell(value: str | float) -> str:
     return html.escape(value) if isinstance(value, str) else f"{value:,}"
 
 
-def _definitions(facts: dict[str, Any]) -> str:
-    return "\n".join(
+def _provenance(facts: dict[str, Any]) -> str:
+    if not facts:
+        return ""
+    definitions = "\n".join(
         f"<dt>{html.escape(name)}</dt><dd><pre>{html.escape(_text(value))}</pre></dd>"
-        for name, value in facts.items()
+        for name, value in short_paths(facts).items()
     )
+    # Closed, as all settings of a comparison's SAEs are there.
+    return f"""<h2>Where they come from</h2>
+<details><summary>{html.escape(", ".join(facts))}</summary>
+<dl>
+{definitions}
+</dl></details>"""
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, indent=2)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, indent=2, ensure_ascii=False)

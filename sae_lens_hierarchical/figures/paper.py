@@ -6,31 +6,41 @@ ours; figure 4 has all of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 
-from sae_lens_hierarchical.defaults import ARCHITECTURE
+from sae_lens_hierarchical.defaults import ARCHITECTURE, METHOD
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.figures.build import (
     curve,
     decimal_ticks,
     difference,
-    from_zero,
+    difference_limits,
     log2_panel,
+    make_figure,
     nonempty_figure,
-    with_values,
+    share_limits,
+)
+from sae_lens_hierarchical.figures.captions import (
+    CENTERED_FVU_DEFINITION,
+    EV_DEFINITION,
+    first_seed,
+    listed,
+    markers,
 )
 from sae_lens_hierarchical.figures.palette import (
     BASELINE,
     OPTIMAL,
     family_name,
     family_style,
+    muted,
     sae_styles,
 )
-from sae_lens_hierarchical.figures.seeds import merge_seeds
+from sae_lens_hierarchical.figures.seeds import SeedMetrics, merge_seeds
 from sae_lens_hierarchical.figures.select import (
     at_trained_k,
     compared,
@@ -42,8 +52,6 @@ from sae_lens_hierarchical.figures.select import (
 from sae_lens_hierarchical.figures.spec import Figure, Panel, Series, Style
 
 __all__ = [
-    "CENTERED_FVU_DEFINITION",
-    "EV_DEFINITION",
     "Scores",
     "all_figures",
     "almost_dead",
@@ -62,17 +70,12 @@ __all__ = [
 Scores = Mapping[tuple[str, int | None], float]
 
 _EV = "explained variance"
-EV_DEFINITION = "Explained variance (EV): 1 - E‖x - x̂‖² / Var(x)."
-CENTERED_FVU_DEFINITION = (
-    "Centered FVU, the paper's: Var(x - x̂) / Var(x). It leaves out the mean error, "
-    "the bias: EV + centered FVU + ‖E(x - x̂)‖² / Var(x) = 1."
-)
-_MARKER = (
-    "A marker is at the k that an SAE was trained for, on HierarchicalTopK's line at "
-    "the largest, K; beside the line, it is the SAE with thresholds of its own."
-)
-_NEGATIVE = "Below 0, worse than the mean activation does, the scale is cut off."
 _BINS = 30
+
+# Of more lines than these in a panel, nobody can tell which is which by their looks.
+_MOST_NAMES = 8
+# How the paper and ``compare`` call the losses at fewer budgets.
+_J_X = re.compile(r"J_?\d+")
 
 
 def all_figures(table: MetricsTable, scores: Scores | None = None) -> list[Figure]:
@@ -100,22 +103,33 @@ def all_figures(table: MetricsTable, scores: Scores | None = None) -> list[Figur
 
 
 def overview(table: MetricsTable) -> Figure:
-    """Return EV, CE loss recovered and dead features of every SAE at every k."""
+    """Return EV, CE loss recovered and dead features of every SAE at every k.
+
+    Of many SAEs the first HierarchicalTopK one stands out, and the others have one name
+    and look for each architecture.
+    """
+    saes = table.saes()
+    many = len(saes) > _MOST_NAMES
     panels = []
     for metric, label in {
         "explained_variance": _EV,
         "ce_loss_score": "CE loss recovered",
         "dead_features": "dead features",
     }.items():
-        series = _topk_curves(table, table.saes(), metric)
-        limits = None if metric == "dead_features" else from_zero(series)
+        series = _topk_curves(table, saes, metric)
+        limits = None if metric == "dead_features" else share_limits(series)
+        series = _by_architecture(table, series) if many else series
         panels.append(log2_panel(label, series, y_limits=limits))
-    return Figure(
+    return make_figure(
         "overview",
         "Every SAE at every k",
-        "Each SAE with the k largest features of a token. "
-        f"{_MARKER} {EV_DEFINITION} {_NEGATIVE}",
-        with_values(panels),
+        [
+            "Each SAE with the k largest features of a token.",
+            "All SAEs of an architecture have one name here." if many else "",
+            markers(table, saes),
+            EV_DEFINITION,
+        ],
+        panels,
     )
 
 
@@ -139,16 +153,32 @@ def pareto(table: MetricsTable) -> Figure | None:
             for architecture, rows in lines.items()
         ]
 
+    others = {name: rows for name, rows in lines.items() if name != ARCHITECTURE}
+    own = [
+        family_name(architecture)
+        for architecture, rows in others.items()
+        if any(row.activation == "own" for row in rows)
+    ]
+    first = [
+        f"{sae} with its k largest features"
+        f"{', the marker at K' if at_trained_k(table, sae) else ''}."
+        for sae in ours(table)[:1]
+    ]
+    thresholds = f", {listed(own)} with their own thresholds" if own else ""
+    alone = f"SAEs for one k at that k, a marker each{thresholds}."
     explained, unexplained = curves("explained_variance"), curves("fvu_centered")
-    l0 = "L0, active features of a token"
+    l0 = "L0, active features per token"
     return nonempty_figure(
         "figure_2",
         "Figure 2. Pareto frontier",
-        "One HierarchicalTopK SAE at every k, and SAEs that were each trained for one "
-        "k, at that k (a marker each): TopK with its k largest features, the others "
-        f"with their own thresholds. {EV_DEFINITION} {CENTERED_FVU_DEFINITION}",
         [
-            log2_panel(_EV, explained, x_label=l0),
+            *first,
+            alone if any(others.values()) else "",
+            EV_DEFINITION,
+            CENTERED_FVU_DEFINITION,
+        ],
+        [
+            log2_panel(_EV, explained, x_label=l0, y_limits=share_limits(explained)),
             log2_panel(
                 "centered FVU",
                 unexplained,
@@ -161,19 +191,23 @@ def pareto(table: MetricsTable) -> Figure | None:
 
 def changing_k(table: MetricsTable) -> Figure | None:
     """Return figure 3: SAEs trained for one k at others, a panel for each family."""
+    first = ours(table)[:1]
     lines = {
         family_name(architecture): _topk_curves(
-            table, ours(table)[:1] + saes, "explained_variance"
+            table, first + saes, "explained_variance"
         )
         for architecture, saes in families(table).items()
     }
-    limits = from_zero(chain(*lines.values()))
+    limits = share_limits(chain(*lines.values()))
+    beside = [f", beside {sae}, which was trained for all k up to K" for sae in first]
     return nonempty_figure(
         "figure_3",
         "Figure 3. Changing k at inference",
-        "SAEs that were trained for one k, at other k, beside one HierarchicalTopK "
-        "SAE, which was trained for all k up to K and extrapolates beyond. "
-        f"{_MARKER} {EV_DEFINITION} {_NEGATIVE}",
+        [
+            f"SAEs that were trained for one k, at other k{''.join(beside)}.",
+            markers(table, first + list(chain(*families(table).values()))),
+            EV_DEFINITION,
+        ],
         [
             log2_panel(
                 _EV, series, title=title, y_limits=limits, x_mark=_largest_k(table)
@@ -190,22 +224,33 @@ def pointwise_loss(table: MetricsTable) -> Figure | None:
         return None
     styles = sae_styles(table)
     first = {row.k: row for row in topk_rows(table, saes[0])}
-    differences = []
-    for sae in saes:
-        rows = [row for row in topk_rows(table, sae) if row.k in first]
-        bases = [first[row.k] for row in rows]
-        differences.append(
-            difference(rows, bases, "explained_variance", styles[sae], sae)
-        )
+    pairs = {
+        sae: [(row, first[row.k]) for row in topk_rows(table, sae) if row.k in first]
+        for sae in saes
+    }
+    curves = _topk_curves(table, saes, "explained_variance")
+    differences = [
+        difference(pairs[sae], "explained_variance", styles[sae], sae) for sae in saes
+    ]
+    losses = "J_x: the loss is taken at the budget 1 and every x-th."
     return nonempty_figure(
         "figure_4",
-        "Figure 4. Loss at fewer budgets",
-        "HierarchicalTopK SAEs, such as ones that differ in the budgets that the loss "
-        f"is taken at; J_x: at 1 and every x-th. On the right, the difference to "
-        f"{saes[0]}. {EV_DEFINITION}",
+        "Figure 4. HierarchicalTopK SAEs against each other",
         [
-            log2_panel(_EV, _topk_curves(table, saes, "explained_variance")),
-            log2_panel(f"{_EV} less that of {saes[0]}", differences),
+            "SAEs that were all trained for every k up to K.",
+            losses if any(map(_J_X.search, saes)) else "",
+            markers(table, saes),
+            EV_DEFINITION,
+        ],
+        [
+            log2_panel(_EV, curves, y_limits=share_limits(curves)),
+            log2_panel(
+                f"EV minus that of {saes[0]}",
+                differences,
+                y_limits=difference_limits(
+                    chain(*pairs.values()), "explained_variance"
+                ),
+            ),
         ],
     )
 
@@ -213,23 +258,33 @@ def pointwise_loss(table: MetricsTable) -> Figure | None:
 def almost_dead(table: MetricsTable) -> Figure | None:
     """Return figure 5: features active on less than one token in 10⁵."""
     metric = "almost_dead_features"
-    series = _topk_curves(table, compared(table), metric)
+    saes = compared(table)
+    series = _topk_curves(table, saes, metric)
     others = families(table)
     architecture = "batchtopk" if "batchtopk" in others else "topk"
-    saes = others.get(architecture, [])
-    own = [row for sae in saes for row in at_trained_k(table, sae)]
+    own = [
+        row for sae in others.get(architecture, []) for row in at_trained_k(table, sae)
+    ]
     series.append(curve(own, metric, OPTIMAL, "optimal scaling"))
     tokens = min((row.tokens for row in table.rows), default=0)
+    few = ""
+    if tokens < 10**5:
+        few = "Of fewer than 10⁵ tokens, these are just those that were never active."
+    elif tokens < 10**6:
+        few = "Of fewer than 10⁶ tokens, the number means little."
     optimal = (
-        f" Optimal scaling: {family_name(architecture)} SAEs, each at the k that it "
-        "was trained for."
+        f"Optimal scaling: {family_name(architecture)} SAEs, each at the k that it was "
+        "trained for."
     )
     return nonempty_figure(
         "figure_5",
         "Figure 5. Almost-dead features",
-        f"Features active on less than one token in 10⁵, counted over {tokens:,} "
-        "tokens. Below 10⁶ tokens the number means little, and below 10⁵ these are "
-        f"just the features that were never active.{optimal if own else ''}",
+        [
+            f"Features active on less than one token in 10⁵, over {tokens:,} tokens.",
+            few,
+            markers(table, saes),
+            optimal if own else "",
+        ],
         [log2_panel("almost-dead features", series)],
     )
 
@@ -266,9 +321,14 @@ def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
     return nonempty_figure(
         "figure_6",
         "Figure 6. Interpretability",
-        "AutoInterp's detection score: how often a language model tells from the "
-        "explanation of a feature where it is active. SAEs that were trained for one k "
-        "are at that k, or have their own thresholds.",
+        [
+            "AutoInterp's detection score: how often a language model tells from the",
+            "explanation of a feature where it is active.",
+            "SAEs that were trained for one k are at that k, or have their own "
+            "thresholds."
+            if {sae for sae, _ in placed} - {*ours(table)}
+            else "",
+        ],
         [log2_panel("AutoInterp score", series)],
     )
 
@@ -276,19 +336,28 @@ def autointerp(table: MetricsTable, scores: Scores) -> Figure | None:
 def decoder_cosines(table: MetricsTable) -> Figure | None:
     """Return figure 8: the cosine of decoder rows of features next in rank."""
     styles = sae_styles(table)
-    series = []
+    shown: list[BudgetMetrics] = []
     for sae in compared(table):
         # Few tokens have more features than their SAE was trained for: that is noise.
         rows = [row for row in topk_rows(table, sae) if row.k <= row.trained_k]
-        for row in rows[-1:]:
-            cosines = tuple(row.cosine_to_next.tolist())
-            ranks = tuple(range(1, len(cosines) + 1))
-            series.append(Series(label=sae, x=ranks, y=cosines, style=styles[sae]))
+        shown += rows[-1:]
+    series = [
+        Series(
+            label=row.sae,
+            x=tuple(range(1, len(row.cosine_to_next) + 1)),
+            y=tuple(row.cosine_to_next.tolist()),
+            style=styles[row.sae],
+        )
+        for row in shown
+    ]
     return nonempty_figure(
         "figure_8",
         "Figure 8. Neighbours in rank",
-        "The mean cosine of the decoder rows of a token's i-th largest feature and the "
-        "next. Where features get finer with rank, it falls.",
+        [
+            "The mean cosine of the decoder rows of a token's i-th largest feature",
+            "and the next. Where features get finer with rank, it falls.",
+            first_seed(shown),
+        ],
         [
             log2_panel(
                 "cosine of decoder rows i and i + 1",
@@ -305,7 +374,7 @@ def distributions(table: MetricsTable) -> Figure | None:
     panels = [
         Panel(
             x_label=label,
-            y_label="features",
+            y_label="number of features",
             series=_histograms(rows, metric, sae_styles(table)),
         )
         for metric, label in {
@@ -313,41 +382,70 @@ def distributions(table: MetricsTable) -> Figure | None:
             "mean_squared_activation": "log₁₀ mean squared activation",
         }.items()
     ]
+    at_k = f", {METHOD} at K" if any(row.ours for row in rows) else ""
     return nonempty_figure(
         "figure_9",
         "Figure 9. Distribution of features",
-        "Features by the share of tokens they are active on, and by how strongly they "
-        "are there: every SAE at the k that it was trained for, HierarchicalTopK at K. "
-        "Those that are never active are on neither scale; the legend counts them.",
+        [
+            "Features by the share of tokens they are active on, and by how strongly",
+            f"they are there: every SAE at the k that it was trained for{at_k}.",
+            "The legend counts those that are never active; they are on neither scale.",
+            first_seed(rows),
+        ],
         panels,
     )
 
 
 def topk_and_jumprelu(table: MetricsTable) -> Figure | None:
     """Return figure 10: a token's k largest features, or all above one threshold."""
-    series = []
-    for architecture, saes in {
-        ARCHITECTURE: ours(table)[:1],
-        **families(table),
-    }.items():
-        pairs = [pair for sae in saes for pair in threshold_pairs(table, sae)]
-        jumprelu, topk = ([pair[n] for pair in pairs] for n in (0, 1))
-        style, name = family_style(architecture), family_name(architecture)
-        line = difference(jumprelu, topk, "explained_variance", style, name)
-        marked = () if architecture == ARCHITECTURE else tuple(range(len(pairs)))
-        series.append(replace(line, marked=marked))
-    ks = [k for one in series for k in one.x]
-    if not ks:
+    pairs = {
+        architecture: [pair for sae in saes for pair in threshold_pairs(table, sae)]
+        for architecture, saes in {
+            ARCHITECTURE: ours(table)[:1],
+            **families(table),
+        }.items()
+    }
+    rows = [row for row, _ in chain(*pairs.values())]
+    if not rows:
         return None
+    series = []
+    for architecture, some in pairs.items():
+        style, name = family_style(architecture), family_name(architecture)
+        line = difference(some, "explained_variance", style, name)
+        marked = () if architecture == ARCHITECTURE else tuple(range(len(some)))
+        series.append(replace(line, marked=marked))
+    ks = [row.k for row in rows]
     ends = (min(ks), max(ks))
     unchanged = Series(label="no change", x=ends, y=(0, 0), style=BASELINE)
     return nonempty_figure(
         "figure_10",
         "Figure 10. All features above a threshold",
-        "The change from the k largest features of each token to all features above "
-        "one threshold, k of them on average. SAEs that were trained for one k are "
-        f"shown at the evaluated k nearest to it. {EV_DEFINITION}",
-        [log2_panel(f"change of {_EV}", [unchanged, *series])],
+        [
+            (
+                "Explained variance with all features above a threshold, k of them on "
+                "average, minus that with the k largest features of each token."
+            ),
+            "The threshold is one for all features; of JumpReLU, one for each."
+            if pairs.get("jumprelu")
+            else "The threshold is one for all features.",
+            "SAEs that were trained for one k are at the evaluated k nearest to it."
+            if any(not row.ours for row in rows)
+            else "",
+            "Lines are means over seeds."
+            if any(isinstance(row, SeedMetrics) for row in rows)
+            else "",
+            EV_DEFINITION,
+        ],
+        [
+            log2_panel(
+                "EV, threshold minus k largest",
+                [unchanged, *series],
+                x_label="k, active features per token on average",
+                y_limits=difference_limits(
+                    chain(*pairs.values()), "explained_variance"
+                ),
+            )
+        ],
     )
 
 
@@ -376,6 +474,24 @@ def _topk_curves(table: MetricsTable, saes: Iterable[str], metric: str) -> list[
         own = [row for row in at_trained_k(table, sae) if row.k not in ks]
         series += [curve(part, metric, styles[sae], sae) for part in (rows, own)]
     return series
+
+
+def _by_architecture(table: MetricsTable, series: Iterable[Series]) -> list[Series]:
+    """Give all but the first HierarchicalTopK SAE their architecture's name and look.
+
+    That one comes last, and so lies on top.
+    """
+    architectures = {row.sae: row.architecture for row in table.rows}
+    first = ours(table)[:1]
+    others, on_top = [], []
+    for one in series:
+        kind = architectures[one.label]
+        name = f"other {METHOD}" if kind == ARCHITECTURE else family_name(kind)
+        if one.label in first:
+            on_top.append(one)
+        else:
+            others.append(replace(one, label=name, style=muted(kind)))
+    return [*others, *on_top]
 
 
 def _largest_k(table: MetricsTable) -> tuple[float, str] | None:

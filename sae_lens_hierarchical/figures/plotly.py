@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import plotly.graph_objects as go
 from sae_lens_hierarchical.figures.spec import Panel, Series
 
 __all__ = ["plot_json"]
+
+_Y_LABEL_LETTERS = 40
 
 
 def plot_json(panel: Panel) -> str:
@@ -48,7 +51,9 @@ def plot_json(panel: Panel) -> str:
 
 
 def _axis(label: str, ticks: Sequence[float]) -> dict[str, Any]:
-    axis: dict[str, Any] = {"title": {"text": html.escape(label)}}
+    # An x label is never as long.
+    lines = textwrap.wrap(label, _Y_LABEL_LETTERS)
+    axis: dict[str, Any] = {"title": {"text": "<br>".join(map(html.escape, lines))}}
     if ticks:
         texts = [f"{tick:g}" for tick in ticks]
         axis |= {"type": "log", "tickvals": ticks, "ticktext": texts}

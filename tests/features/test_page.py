@@ -111,6 +111,7 @@ def test_the_command_writes_a_page_and_its_numbers(
     assert [one["feature"] for one in data["features"]] == [12, 40]
     assert (data["sae"], data["d_sae"], data["ks"]) == ("ours", 96, [1, 2, 4, 8])
     assert data["provenance"]["dataset"] == "bundled, held out"
+    assert data["provenance"]["checkpoint"] == {"path": "…/ours"}
     assert 80 < data["tokens"] <= 3 * 31
     out = capsys.readouterr().out
     assert str(output / "features.html") in out

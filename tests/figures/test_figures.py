@@ -216,6 +216,12 @@ def test_seeds_are_a_line_of_means_with_a_band(table: MetricsTable) -> None:
     assert corners[:, 1].max() == pytest.approx(max(before.y) + 0.1)
     plot, *_ = Page(html_page("", [figure], merged)).plots
     assert sum(line.get("fill") == "toself" for line in plot["data"]) == 1
+    captions = {one.key: one.caption for one in all_figures(merged)}
+    assert "bands go from the lowest to the highest" in captions["overview"]
+    assert "Of several seeds the first" in captions["figure_8"]
+    first, *_ = Page(html_page("", [], merged)).tables[0]
+    assert first["SAE"] == "J_1"
+    assert float(first["explained variance"]) == pytest.approx(line.y[0], abs=1e-4)
 
 
 def test_pareto_has_baselines_at_their_own_k_only(table: MetricsTable) -> None:
@@ -422,20 +428,132 @@ def test_the_saes_compared_have_their_familys_color(table: MetricsTable) -> None
     assert curves["T-4, again"].style == families["TopK"].style
 
 
-def test_any_number_of_saes_looks_different(tmp_path: Path) -> None:
+def test_many_saes_have_a_name_for_each_architecture(tmp_path: Path) -> None:
     rows = [
         row
         for architecture in (ARCHITECTURE, "topk", "some_new_one")
         for n in range(12)
         for row in make_sae(f"{architecture}-{n}", architecture, n + 1, "topk")
     ]
+    many = MetricsTable(rows)
 
-    figure = overview(MetricsTable(rows))
+    figure = overview(many)
 
-    curves = lines(figure)
-    assert len({curve.style for curve in curves.values()}) == len(curves) == 36
-    assert figure is not None
+    drawn = [series.label for series in figure.panels[0].series]
+    assert len(drawn) == 36
+    assert drawn[-1] == f"{ARCHITECTURE}-0"  # on top
+    assert set(drawn[:-1]) == {"other HierarchicalTopK", "TopK", "some_new_one"}
+    assert "one name" in figure.caption
+    assert len({series.style for series in figure.legend().values()}) == 4
     draw(figure).savefig(tmp_path / "many.png")
+    # Each has a look and a name of its own in figures 3 and 4.
+    for detailed in (paper.changing_k(many), paper.pointwise_loss(many)):
+        assert detailed is not None
+        legend = detailed.legend()
+        assert len({series.style for series in legend.values()}) == len(legend) > 10
+        draw(detailed).savefig(tmp_path / "many.png")
+
+
+def test_what_is_far_below_0_is_cut_off_and_named(table: MetricsTable) -> None:
+    low = [
+        replace(row, explained_variance=-7.5)
+        if (row.sae, row.k) in {("J_4", 1), ("T-2", 16)}
+        or (row.sae, row.k, row.activation) == ("J_1", 4, "jumprelu")
+        else row
+        for row in table.rows
+    ]
+    # Where all differences but one are 0, nothing is squashed.
+    low = [
+        replace(row, explained_variance=0.5) if (row.sae, row.k) == ("J_4", 2) else row
+        for row in low
+    ]
+    figures = {figure.key: figure for figure in all_figures(MetricsTable(low))}
+
+    for key, names in {
+        "overview": ("T-2 (down to -7.5)", "J_4 (down to -7.5)"),
+        "figure_3": ("T-2 (down to -7.5)",),
+        "figure_4": ("J_4 (down to -7.5)", "minus that of J_1”: J_4 (down to -"),
+        "figure_10": ("J_1 (down to -",),
+    }.items():
+        assert all(name in figures[key].caption for name in names)
+        panels = zip(draw(figures[key]).axes, figures[key].panels, strict=True)
+        for axes, panel in panels:
+            if panel.y_limits is not None:
+                assert axes.get_ylim() == panel.y_limits
+                assert panel.y_limits[0] > -1.5
+    page = Page(html_page("", [*figures.values()], MetricsTable(low)))
+    limits = [plot["layout"]["yaxis"].get("range") for plot in page.plots]
+    assert limits == [
+        panel.y_limits and list(panel.y_limits)
+        for figure in figures.values()
+        for panel in figure.panels
+    ]
+    assert not any("Cut off" in figure.caption for figure in all_figures(table))
+
+
+def test_captions_are_about_what_is_drawn(table: MetricsTable) -> None:
+    def captions(*saes: str) -> dict[str, str]:
+        rows = [row for row in table.rows if row.sae in saes]
+        return {one.key: one.caption for one in all_figures(MetricsTable(rows))}
+
+    everything, without_ours = captions(*table.saes()), captions("T-4", "T-2")
+
+    assert "with its own thresholds" in everything["overview"]
+    assert "JumpReLU with their own thresholds" in everything["figure_2"]
+    assert "J_x" in everything["figure_4"]
+    assert "one for each" in everything["figure_10"]
+    for caption in without_ours.values():
+        assert "HierarchicalTopK" not in caption
+        assert "own threshold" not in caption
+        assert "seeds" not in caption
+    assert "one k" not in captions("J_1")["figure_10"]
+    named = [
+        replace(row, sae={"J_1": "a", "J_4": "b"}[row.sae])
+        for row in table.rows
+        if row.ours
+    ]
+    figure = paper.pointwise_loss(MetricsTable(named))
+    assert figure is not None
+    assert "J_x" not in figure.caption
+
+
+def test_long_names_fit_into_images(table: MetricsTable) -> None:
+    name = "someone/a-repository-on-the-hub:layer_12/width_16k/average_l0_82"
+    rows = [
+        replace(row, sae=name if row.sae == "J_1" else row.sae) for row in table.rows
+    ]
+
+    for figure in all_figures(MetricsTable(rows)):
+        image = draw(figure)
+        image.draw_without_rendering()
+        (legend,) = image.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= image.bbox.x1
+
+
+def test_tables_scroll_within_the_page(table: MetricsTable) -> None:
+    source = html_page("", [], table)
+
+    assert source.count("<table>") == 2
+    for before in source.split("<table>")[:-1]:
+        assert before.rsplit("<", 1)[1].startswith('div class="scroll" tabindex="0"')
+    assert ".scroll { overflow: auto;" in source
+
+
+def test_the_page_shows_no_absolute_path(table: MetricsTable) -> None:
+    provenance = {
+        "model": "/home/someone/models/tiny",
+        "checkpoints": {"A": {"path": "/home/someone/saes/A", "ids": ["/home/b"]}},
+        "dataset": "user/texts",
+    }
+
+    text = Page(html_page("", [], replace(table, provenance=provenance))).text
+
+    assert "/home" not in text
+    assert "…/tiny" in text
+    assert "user/texts" in text
+    assert "come from" not in html_page("", [], replace(table, provenance={}))
 
 
 def test_page_has_everything_and_loads_nothing(table: MetricsTable) -> None:
