@@ -27,9 +27,7 @@ OFFLINE = [
 ]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DATASET = "datasets/NeelNanda/c4-10k"
-TINY = """
-LAYER, TRAINING_TOKENS, CONTEXT_SIZE, D_SAE, K = 1, 4096, 32, 64, 8
-"""
+TINY = "\nLAYER, TRAINING_TOKENS, CONTEXT_SIZE, D_SAE, K = 1, 4096, 32, 64, 8"
 
 
 def run(notebook: Any, folder: Path) -> None:
@@ -67,7 +65,7 @@ def test_colab_notebook_runs_on_what_the_hub_serves(
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(COLAB, as_version=4)
-    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.tags]
+    (parameters,) = [c for c in notebook.cells if "tags" in c.metadata]
     parameters.source += TINY
 
     run(notebook, tmp_path)
