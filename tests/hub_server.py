@@ -10,13 +10,17 @@ import socket
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from huggingface_hub.utils.sha import git_hash
+
+_REVISION = r"(?:main|[0-9a-f]{40})"
 
 
 class HubServer(ThreadingHTTPServer):
     """Serves repositories, which are folders: ``root/user/name``.
+
+    A dataset's id, and so its folder, begins with ``datasets/``.
 
     Attributes:
         requests: The request lines so far, without the protocol.
@@ -93,14 +97,16 @@ class HubHandler(SimpleHTTPRequestHandler):
         elif batch := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", self.path):
             self._in_repo(batch[1], self._uploads, json.loads(body))
         elif api := re.fullmatch(
-            r"/api/models/([^/]+/[^/]+)/(preupload|paths-info|commit)/main", self.path
+            r"/api/(models|datasets)/([^/]+/[^/]+)/(preupload|paths-info|commit)/"
+            + _REVISION,
+            self.path,
         ):
             answer = {
                 "preupload": self._preupload,
                 "paths-info": self._paths_info,
                 "commit": self._commit,
-            }[api[2]]
-            self._in_repo(api[1], answer, body)
+            }[api[3]]
+            self._in_repo(_repo_id(api[1], api[2]), answer, body)
         else:
             self._error(404, "RevisionNotFound")
 
@@ -116,10 +122,12 @@ class HubHandler(SimpleHTTPRequestHandler):
         self._json({"url": url}, status=409 if existed else 200)
 
     def _in_repo(self, repo_id: str, answer: Any, asked: Any) -> None:
-        if (self.server.root / repo_id).exists():
-            self._json(answer(repo_id, asked))
-        else:
+        if not (self.server.root / repo_id).exists():
             self._error(404, "RepoNotFound")
+        elif (found := answer(repo_id, asked)) is None:
+            self._error(404, "EntryNotFound")
+        else:
+            self._json(found)
 
     def _preupload(self, _repo_id: str, body: bytes) -> Any:
         files = [
@@ -146,27 +154,27 @@ class HubHandler(SimpleHTTPRequestHandler):
 
     def _paths_info(self, repo_id: str, body: bytes) -> Any:
         files = self.server.files(repo_id)
-        return [
-            {
-                "type": "file",
-                "path": path,
-                "size": len(files[path]),
-                "oid": git_hash(files[path]),
-            }
-            for path in parse_qs(body.decode())["paths"]
-            if path in files
-        ]
+        asked = parse_qs(body.decode())["paths"]
+        return [_file(path, files[path]) for path in asked if path in files]
 
-    def _tree(self, repo_id: str, _asked: None) -> Any:
-        return [
-            {
-                "type": "file",
-                "path": path,
-                "size": len(content),
-                "oid": git_hash(content),
-            }
-            for path, content in self.server.files(repo_id).items()
-        ]
+    def _info(self, repo_id: str, _asked: None) -> Any:
+        files = [{"rfilename": path} for path in self.server.files(repo_id)]
+        name = repo_id.removeprefix("datasets/")
+        return {"id": name, "sha": self._commit_id(), "siblings": files}
+
+    def _tree(self, repo_id: str, asked: tuple[str, bool]) -> Any:
+        folder, recursive = asked
+        entries: dict[str, Any] = {}
+        for path, content in self.server.files(repo_id).items():
+            if not path.startswith(folder):
+                continue
+            child, below, _ = path.removeprefix(folder).partition("/")
+            if below and not recursive:
+                path = folder + child
+                entries[path] = {"type": "directory", "path": path, "oid": "0" * 40}
+            else:
+                entries[path] = _file(path, content)
+        return [*entries.values()] if entries or not folder else None
 
     def _commit(self, repo_id: str, body: bytes) -> Any:
         changes = {}
@@ -190,11 +198,24 @@ class HubHandler(SimpleHTTPRequestHandler):
 
     def _download(self, *, body: bool) -> None:
         self._note()
-        path = unquote(self.path)
-        if tree := re.match(r"/api/models/([^/]+/[^/]+)/tree/main\?", path):
-            self._in_repo(tree[1], self._tree, None)
+        url = urlsplit(self.path)
+        path = unquote(url.path)
+        if info := re.fullmatch(
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/" + _REVISION + ")?",
+            path,
+        ):
+            self._in_repo(_repo_id(info[1], info[2]), self._info, None)
             return
-        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/(?:main|[0-9a-f]{40})/(.+)", path)
+        if tree := re.fullmatch(
+            r"/api/(models|datasets)/([^/]+/[^/]+)/tree/" + _REVISION + "(/.*)?", path
+        ):
+            folder = f"{tree[3][1:]}/" if tree[3] else ""
+            recursive = "recursive=true" in url.query.lower()
+            self._in_repo(_repo_id(tree[1], tree[2]), self._tree, (folder, recursive))
+            return
+        match = re.fullmatch(
+            r"/((?:datasets/)?[^/]+/[^/]+)/resolve/" + _REVISION + "/(.+)", path
+        )
         if match and not (self.server.root / match[1]).exists():
             self._error(404, "RepoNotFound")
             return
@@ -246,3 +267,14 @@ class HubHandler(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
+
+
+def _repo_id(kind: str, name: str) -> str:
+    """Return a repository's id from what the API calls it."""
+    return name if kind == "models" else f"{kind}/{name}"
+
+
+def _file(path: str, content: bytes) -> dict[str, Any]:
+    """Return what the API says of a file."""
+    size = len(content)
+    return {"type": "file", "path": path, "size": size, "oid": git_hash(content)}

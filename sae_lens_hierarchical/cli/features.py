@@ -54,6 +54,11 @@ def add_parser(commands: Subparsers) -> None:
     add_model(command)
     add_dataset(command, SWEEP_CONTEXTS)
     add_device(command)
+    command.add_argument(
+        "--neuronpedia",
+        action="store_true",
+        help="write them as SAEDashboard does for Neuronpedia too, once for each k",
+    )
     add_output(command, Path("features_output"))
     add_force(command)
     command.set_defaults(run=run)
@@ -85,7 +90,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         device=options.device,
         trust_remote_code=options.trust_remote_code,
     )
-    for path in write_features(options.output, table):
+    for path in write_features(options.output, table, neuronpedia=options.neuronpedia):
         print(path)
     if table.architecture == ARCHITECTURE:
         k = table.ks[len(table.ks) // 2]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from sae_lens.constants import SAE_CFG_FILENAME
 
+from sae_lens_hierarchical.features.neuronpedia import neuronpedia_batch
 from sae_lens_hierarchical.features.page import html_page
 from sae_lens_hierarchical.features.table import FeatureTable, to_json
 from sae_lens_hierarchical.files.atomic_directory import atomic_directory
@@ -19,24 +21,34 @@ def refuse_sae_folder(folder: Path) -> None:
         raise ValueError(f"{folder} holds an SAE: name another folder for its features")
 
 
-def write_features(folder: Path, table: FeatureTable) -> list[Path]:
+def write_features(
+    folder: Path, table: FeatureTable, *, neuronpedia: bool = False
+) -> list[Path]:
     """Write ``features.html``, which needs no network, and ``features.json``.
 
-    Both appear whole or not at all; the JSON holds what the page shows.
+    All appear whole or not at all; the JSON holds what the page shows.
 
     Args:
         folder: Where they go.
         table: The features.
+        neuronpedia: Whether to write ``neuronpedia/k_8/batch-0.json`` too, and likewise
+            for each other k; see ``neuronpedia_batch``.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: As ``refuse_sae_folder`` does.
+        ValueError: As ``refuse_sae_folder`` and ``neuronpedia_batch`` do.
     """
     refuse_sae_folder(folder)
+    data = to_json(table)
+    texts = {"features.html": html_page(data), "features.json": data}
+    for k in table.ks if neuronpedia else ():
+        batch = json.dumps(neuronpedia_batch(table, k), allow_nan=False)
+        texts[f"neuronpedia/k_{k}/batch-0.json"] = batch
     with atomic_directory(folder) as staging:
-        data = to_json(table)
-        (staging / "features.html").write_text(html_page(data), encoding="utf-8")
-        (staging / "features.json").write_text(data, encoding="utf-8")
-    return [folder / "features.html", folder / "features.json"]
+        for name, text in texts.items():
+            path = staging / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
