@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.figures import draw, overview
 from sae_lens_hierarchical.loading import load_sae
-from sae_lens_hierarchical.report import COLUMNS, table_rows
+from sae_lens_hierarchical.report import COLUMNS, topk_rows
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
 __all__ = ["CITATION", "model_card", "push_to_hub"]
@@ -157,7 +157,7 @@ def model_card(
         _loading_code(repo_id, sae_ids, plugin=ours),
     ]
     if metrics:
-        rows = table_rows(metrics)
+        rows = topk_rows(metrics)
         parts += ["## At each k", _table([row[1:] for row in (COLUMNS, *rows)])]
     if plot is not None:
         parts.append(f"![Metrics against k]({plot})")

@@ -15,7 +15,7 @@ from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.figures import write_figures
 from sae_lens_hierarchical.loading import load_saes
-from sae_lens_hierarchical.report import terminal_table
+from sae_lens_hierarchical.report import terminal_tables
 from sae_lens_hierarchical.training.baselines import plain_topk
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 from sae_lens_hierarchical.training.presets import preset, small_run
@@ -73,7 +73,8 @@ def quickstart(
 
     write_table(output / "metrics.parquet", table)
     *_, page = write_figures(output / "figures", table)
-    console.print(terminal_table(table, TABLE_KS))
+    for shown in terminal_tables(table, TABLE_KS):
+        console.print(shown)
     console.print()
     console.print(f"Took {time.monotonic() - start:.0f} s")
     console.print(f"The figures, on one page: {page}")
