@@ -9,7 +9,11 @@ import torch
 from rich.console import Console
 from sae_lens import ActivationsStore, TrainingSAEConfig
 
-from sae_lens_hierarchical.data import load_bundled_dataset, load_bundled_model
+from sae_lens_hierarchical.data import (
+    BUNDLED_HELD_OUT_NAME,
+    load_bundled_dataset,
+    load_bundled_model,
+)
 from sae_lens_hierarchical.defaults import BUNDLED, METHOD, QUICKSTART_OUTPUT, SEED
 from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
@@ -71,6 +75,7 @@ def quickstart(
             ce_contexts=HELD_OUT_CONTEXTS,
         )
 
+    table.provenance["dataset"] = BUNDLED_HELD_OUT_NAME
     write_table(output / "metrics.parquet", table)
     *_, page = write_figures(output / "figures", table)
     for shown in terminal_tables(table, TABLE_KS):
