@@ -30,6 +30,7 @@ def compare(
     model: HookedSAETransformer | None = None,
     text: Dataset | None = None,
     held_out: Dataset | None = None,
+    held_out_name: str | None = None,
 ) -> MetricsTable:
     """Train the paper's SAEs side by side, and measure each at every k up to 4 K.
 
@@ -44,6 +45,7 @@ def compare(
         model: The language model; default the one that ``cfg`` names.
         text: What to train on; default what ``cfg`` names.
         held_out: What to measure on instead.
+        held_out_name: What the table's provenance calls that.
 
     Raises:
         ValueError: If ``cfg`` is not for a HierarchicalTopK SAE, or an argument does
@@ -61,12 +63,14 @@ def compare(
     runner.run()
     store, settings = runner.activations_store, runner.cfg.to_dict()
     del runner  # with the training SAEs, before the others take their place
+    dataset = cfg.dataset_path if held_out is None else held_out_name
     if held_out is None and _read_to_its_end(store):
         logger.warning(
             "The text was read to its end in training: the SAEs are measured on text "
             "that they were trained on"
         )
         settings["measured_on"] = "text that was trained on"
+        dataset = f"{dataset}, text that was trained on"
         held_out = cast("Dataset", store.dataset)
     saes = load_saes({name: folder / name for name in configs}, device=cfg.device)
     if held_out is not None:
@@ -78,6 +82,7 @@ def compare(
     ks = sorted({n for n in widths if n <= min(4 * ours.k, ours.d_sae)} | {ours.k})
     table = sweep_store(saes, store, ks, contexts=contexts, jumprelu=True)
     table.provenance["training"] = settings
+    table.provenance["dataset"] = dataset
     return table
 
 

@@ -9,13 +9,17 @@ import torch
 from rich.console import Console
 from sae_lens import ActivationsStore, TrainingSAEConfig
 
-from sae_lens_hierarchical.data import load_bundled_dataset, load_bundled_model
+from sae_lens_hierarchical.data import (
+    BUNDLED_HELD_OUT_NAME,
+    load_bundled_dataset,
+    load_bundled_model,
+)
 from sae_lens_hierarchical.defaults import BUNDLED, METHOD, QUICKSTART_OUTPUT, SEED
 from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.figures import write_figures
 from sae_lens_hierarchical.loading import load_saes
-from sae_lens_hierarchical.report import terminal_table
+from sae_lens_hierarchical.report import terminal_tables
 from sae_lens_hierarchical.training.baselines import plain_topk
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 from sae_lens_hierarchical.training.presets import preset, small_run
@@ -71,9 +75,11 @@ def quickstart(
             ce_contexts=HELD_OUT_CONTEXTS,
         )
 
+    table.provenance["dataset"] = BUNDLED_HELD_OUT_NAME
     write_table(output / "metrics.parquet", table)
     *_, page = write_figures(output / "figures", table)
-    console.print(terminal_table(table, TABLE_KS))
+    for shown in terminal_tables(table, TABLE_KS):
+        console.print(shown)
     console.print()
     console.print(f"Took {time.monotonic() - start:.0f} s")
     console.print(f"The figures, on one page: {page}")

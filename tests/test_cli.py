@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -297,6 +298,8 @@ def test_quickstart_writes_what_it_says_and_repeats(
     assert isinstance(sae, HierarchicalTopKSAE)
     table = read_table(tmp_path / "a" / "metrics.parquet")
     assert table == first
+    assert table.provenance["dataset"] == "bundled, held out"
+    assert sae.cfg.metadata.training_tokens == 8_192
     for name in table.saes():
         ks = [row.k for row in table.select(sae=name)]
         assert (ks[0], ks[-1]) == (1, sae.k_max)
@@ -439,9 +442,10 @@ def test_push(
 def test_push_shows_the_quickstarts_metrics(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_sae(tmp_path / "sae")
+    sae = save_sae(tmp_path / "sae")
     path = tmp_path / "metrics.parquet"
-    ours = [make_metrics(k, 0.125 * k) for k in (1, 4)]
+    sizes = {"frequency": np.zeros(sae.cfg.d_sae, dtype=np.float32)}
+    ours = [make_metrics(k, 0.125 * k, trained_k=sae.k_max, **sizes) for k in (1, 4)]
     fixed = make_metrics(2, 0.999, sae="TopK-2", architecture="topk", trained_k=2)
     push = ["push", str(tmp_path / "sae"), "user/repo", "--sae-id", "a"]
 
@@ -449,12 +453,13 @@ def test_push_shows_the_quickstarts_metrics(
     assert main([*push, "--metrics", str(path)]) == 0
 
     files = hub.files("user/repo")
-    assert b"| 4 | 0.500 |" in files["a/README.md"]
+    assert b"| 4 | 3.5 | 0.500 |" in files["a/README.md"]
     assert b"0.999" not in files["a/README.md"]
-    assert files["a/pareto.png"].startswith(b"\x89PNG")
-    write_table(path, MetricsTable([fixed]))
-    assert main([*push, "--metrics", str(path)]) == 2
-    assert "must hold one HierarchicalTopK SAE" in capsys.readouterr().err
+    assert files["a/metrics.png"].startswith(b"\x89PNG")
+    assert main([*push, "--metrics", str(path), "--sae", "TopK-2"]) == 2
+    assert "the table's 'TopK-2' is a topk SAE" in capsys.readouterr().err
+    assert main([*push, "--metrics", str(path), "--sae", "TopK-3"]) == 2
+    assert "['HierarchicalTopK', 'TopK-2'], got 'TopK-3'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sae_lens import HookedSAETransformer, TopKSAE, TopKSAEConfig
+import torch
+from sae_lens import (
+    HookedSAETransformer,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_hierarchical.cli import main
@@ -14,6 +21,13 @@ from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, BUNDLED_MODEL_NAME
 from sae_lens_hierarchical.eval.table import read_table
 from tests.helpers import make_crude_sae
 from tests.hub_server import HubServer
+
+METADATA = SAEMetadata(
+    model_name=BUNDLED_MODEL_NAME,
+    hook_name=BUNDLED_HOOK_NAME,
+    context_size=32,
+    prepend_bos=True,
+)
 
 
 def test_saes_of_the_hub_and_names(
@@ -23,13 +37,7 @@ def test_saes_of_the_hub_and_names(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_crude_sae(model).save_model(hub.repo("user/repo") / "layer")
-    metadata = SAEMetadata(
-        model_name=BUNDLED_MODEL_NAME,
-        hook_name=BUNDLED_HOOK_NAME,
-        context_size=32,
-        prepend_bos=True,
-    )
-    topk = TopKSAE(TopKSAEConfig(d_in=128, d_sae=64, k=4, metadata=metadata))
+    topk = TopKSAE(TopKSAEConfig(d_in=128, d_sae=64, k=4, metadata=METADATA))
     topk.save_model(tmp_path / "topk")
     saes = ["user/repo:layer", f"the TopK SAE={tmp_path / 'topk'}"]
     output = tmp_path / "sweep"
@@ -57,6 +65,29 @@ def test_saes_of_the_hub_and_names(
     command[-1] = str(tmp_path / "exported")
     assert main(command) == 0
     assert (tmp_path / "exported" / "cfg.json").is_file()
+
+
+def test_a_jumprelu_sae_is_shown_with_its_own_thresholds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    cfg = JumpReLUSAEConfig(d_in=128, d_sae=64, metadata=METADATA)
+    sae = JumpReLUSAE(cfg)
+    sae.threshold.data.uniform_(0.1, 1)
+    sae.save_model(tmp_path / "sae")
+    output = tmp_path / "sweep"
+    options = ["--k=1", "--contexts=4", "--ce-contexts=0", f"--output={output}"]
+
+    assert main(["sweep", f"jump={tmp_path / 'sae'}", *options]) == 0
+
+    table = read_table(output / "metrics.parquet")
+    (own,) = table.select(activation="own")
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    assert [
+        *("jump", "own", f"{own.l0:.1f}", f"{own.explained_variance:.3f}"),
+        *(f"{own.fvu:.3f}", "-", str(own.dead_features)),
+    ] in cells
 
 
 @pytest.mark.parametrize("output", ["file", "file/below"])

@@ -89,6 +89,7 @@ def test_compare_on_the_bundled_model(
     assert table.select(sae="JumpReLU-2", activation="own")
     assert table.provenance["training"]["training_tokens"] == 4096
     assert table.provenance["training"]["checkpoint_path"] is None
+    assert table.provenance["dataset"] == "bundled, held out"
     assert "BatchTopK-2" in capsys.readouterr().out
     sae = SAE.load_from_disk(tmp_path / "saes" / "HierarchicalTopK-J1")
     assert isinstance(sae, HierarchicalTopKSAE)
@@ -103,6 +104,7 @@ def test_compare_measures_on_what_follows_in_the_text(
     table = compare(cfg, tmp_path, contexts=4, model=model, text=text)
 
     assert table.rows[0].tokens <= 4 * 31
+    assert table.provenance["dataset"] == cfg.dataset_path
     assert {row.k for row in table.rows} >= {1, 2, 3, 4, 6, 8}
     other = make_config(sae=StandardTrainingSAEConfig(d_in=128, d_sae=64))
     with pytest.raises(ValueError, match="must train a hierarchical_topk SAE"):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import RevisionNotFoundError
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from safetensors.torch import save_file
@@ -22,13 +26,30 @@ from sae_lens_hierarchical import (
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
 )
+from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.export import export_all
 from sae_lens_hierarchical.hub import CITATION, model_card, push_to_hub
 from tests.helpers import make_metrics
 from tests.hub_server import HubServer
 
 REPO, D_IN, D_SAE, K_MAX = "user/repo", 12, 40, 8
-METRICS = [make_metrics(k, explained_variance=0.1 * k) for k in (1, 4, 8)]
+
+
+def rows(
+    architecture: str = "hierarchical_topk", **changes: Any
+) -> list[BudgetMetrics]:
+    """Return rows of an SAE of these sizes."""
+    settings: dict[str, Any] = {
+        "architecture": architecture,
+        "trained_k": K_MAX,
+        "frequency": np.zeros(D_SAE, dtype=np.float32),
+        "excluded_tokens": 24,
+    } | changes
+    return [make_metrics(k, explained_variance=0.1 * k, **settings) for k in (1, 4, 8)]
+
+
+PROVENANCE = {"dataset": "some/text", "context_size": 128}
+METRICS = MetricsTable(rows(), PROVENANCE)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +87,7 @@ def test_pushed_sae_loads_back_equal(hub: HubServer) -> None:
         "README.md",
         "layer_2/resid/README.md",
         "layer_2/resid/cfg.json",
-        "layer_2/resid/pareto.png",
+        "layer_2/resid/metrics.png",
         "layer_2/resid/sae_weights.safetensors",
     }
     loaded = SAE.from_pretrained(REPO, "layer_2/resid")
@@ -151,26 +172,154 @@ def test_card_tells_what_the_checkpoint_knows() -> None:
         "license": "mit",
         "tags": ["saelens", "sparse-autoencoder", "hierarchical-topk"],
     }
-    assert "| language model | `some-model` |" in card
-    assert "| K | `8` |" in card
-    assert f"| d_sae | `{D_SAE}` |" in card
+    assert ModelCard(card).data.to_dict() == front_matter(card)
+    assert "- language model: `some-model`\n" in card
+    assert "- K: `8`\n" in card
+    assert f"- d_sae: `{D_SAE}`\n" in card
+    assert "- dataset: `some/text`\n- contexts: `8`\n- context size: `128`\n" in card
+    assert "- tokens: `1,000`\n- of these, for CE loss: `500`\n" in card
     assert (
-        "| k | explained variance | FVU | CE loss recovered | dead features |" in card
+        "| k | L0 | explained variance | FVU | CE loss recovered | dead features |"
+        in card
     )
-    assert "| 4 | 0.400 | 0.600 | 0.300 | 4 |" in card
+    assert "| 4 | 3.5 | 0.400 | 0.600 | 0.300 | 4 |" in card
+    project = Path("pyproject.toml").read_text()
+    (address,) = re.findall(r'^Repository = "(.+)"$', project, re.MULTILINE)
+    assert f"```sh\npip install git+{address}\n```" in card
     assert "import sae_lens_hierarchical" in card
     assert 'SAE.from_pretrained("user/repo", "layer")' in card
     assert CITATION in card
     assert CITATION in Path("README.md").read_text()
 
 
-def test_card_shows_the_plot_that_was_pushed(hub: HubServer) -> None:
-    push_to_hub(make_sae(), REPO, "layer", metrics=METRICS)
+def test_unknown_facts_are_left_out_of_the_card() -> None:
+    sae = make_sae()
+    sae.cfg.metadata.model_name = None
+    old = [replace(row, excluded_tokens=None) for row in METRICS.rows]
+
+    card = model_card(sae, REPO, ["layer"], metrics=MetricsTable(old))
+
+    assert "None" not in card
+    for label in ("language model", "dataset", "contexts", "context size"):
+        assert f"- {label}:" not in card
+    assert card.count("- tokens:") == 1  # of the evaluation
+
+
+@pytest.mark.parametrize(
+    ("model_name", "model_class", "base_model"),
+    [
+        ("gemma-2-2b", "HookedTransformer", "google/gemma-2-2b"),
+        ("gpt2-small", None, "gpt2"),
+        ("org/model", "AutoModelForCausalLM", "org/model"),
+        ("org/model", "HookedTransformer", None),
+        ("/a/folder", "AutoModelForCausalLM", None),
+        ("tests", "AutoModelForCausalLM", None),  # a folder here
+        ("sae-lens-hierarchical/bundled", "HookedTransformer", None),
+    ],
+)
+def test_card_names_the_base_model_where_the_hub_knows_it(
+    model_name: str, model_class: str | None, base_model: str | None
+) -> None:
+    sae = make_sae()
+    sae.cfg.metadata.model_name = model_name
+    sae.cfg.metadata.model_class_name = model_class
+
+    assert front_matter(model_card(sae, REPO, ["a"])).get("base_model") == base_model
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+def test_code_on_the_card_runs(plugin: bool, hub: HubServer, tmp_path: Path) -> None:
+    export_all(make_sae(), tmp_path / "plain", [2])
+    push_to_hub(make_sae() if plugin else tmp_path / "plain", REPO, "layer")
+    card = hub.files(REPO)["README.md"].decode()
+    _, _, rest = card.partition("```python\n")
+    variables: dict[str, Any] = {}
+
+    exec(rest.partition("```")[0], variables)
+
+    assert variables["sae"].cfg.k == (8 if plugin else 2)
+    assert ("pip install sae-lens\n" in card) != plugin
+
+
+def test_both_cards_show_the_plot_that_was_pushed(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "a/layer", metrics=METRICS)
 
     files = hub.files(REPO)
-    address = f"{hub.endpoint}/{REPO}/resolve/main/layer/pareto.png"
-    assert f"]({address})" in files["layer/README.md"].decode()
-    assert files["layer/pareto.png"].startswith(b"\x89PNG")
+    for card in ("README.md", "a/layer/README.md"):
+        _, _, rest = files[card].decode().partition("![")
+        path = rest.partition("](")[2].partition(")")[0]
+        image = (hub.repo(REPO) / card).parent / path
+        assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_k_needs_no_plot(hub: HubServer) -> None:
+    push_to_hub(make_sae(), REPO, "layer", metrics=MetricsTable(rows()[:1]))
+
+    assert "layer/metrics.png" not in hub.files(REPO)
+    assert b"![" not in hub.files(REPO)["README.md"]
+
+
+def test_any_sae_is_pushed_with_its_rows_of_a_table(hub: HubServer) -> None:
+    cfg = TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4)
+    others = rows("topk", sae="TopK-4", trained_k=4, ce_loss_score=0.77)
+    table = MetricsTable([*rows(), *others])
+
+    push_to_hub(TopKSAE(cfg), REPO, "topk", metrics=table, metrics_sae="TopK-4")
+
+    card = hub.files(REPO)["README.md"].decode()
+    assert "| 4 | 3.5 | 0.400 | 0.600 | 0.770 | 4 |" in card
+    assert "0.300" not in card
+    assert front_matter(card)["tags"] == ["saelens", "sparse-autoencoder"]
+    assert "bibtex" not in card
+    assert type(SAE.from_pretrained(REPO, "topk")) is TopKSAE
+
+
+def test_an_exported_sae_has_the_rows_at_its_k(hub: HubServer, tmp_path: Path) -> None:
+    sae = make_sae()
+    sae.thresholds.copy_(torch.arange(K_MAX, 0, -1) / 10)
+    above = rows(activation="jumprelu", ce_loss_score=0.88)
+    table = MetricsTable([*rows(), *above])
+    for architecture in ("topk", "jumprelu"):
+        export_all(sae, tmp_path / architecture, [4], architecture)
+        push_to_hub(tmp_path / architecture, REPO, architecture, metrics=table)
+
+    topk, jumprelu = (
+        hub.files(REPO)[f"{name}/README.md"].decode() for name in ("topk", "jumprelu")
+    )
+    assert "| 4 | 3.5 | 0.400 | 0.600 | 0.300 | 4 |" in topk
+    assert "| 4 | 3.5 | 0.400 | 0.600 | 0.880 | 4 |" in jumprelu
+    for card in (topk, jumprelu):
+        assert "| 8 | 7.5 |" not in card
+    export_all(sae, tmp_path / "two", [2])
+    with pytest.raises(ValueError, match=r"no rows of 'HierarchicalTopK' .* k = 2"):
+        push_to_hub(tmp_path / "two", REPO, "two", metrics=table)
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "message"),
+    [
+        (
+            [*rows(), *rows(sae="b")],
+            None,
+            r"holds 2 SAEs: .* of \['Hier.*', 'b'",
+        ),
+        (rows(), "c", r"must be one of the table's SAEs, \['HierarchicalTopK'\], got"),
+        (rows("topk"), None, "is a topk SAE .* is pushed is a hierarchical_topk SAE"),
+        (rows(trained_k=9), None, "k 9, and what is pushed is .* and k 8: say with"),
+        (rows(frequency=np.zeros(5)), None, "d_sae 5 and k 8, and .* d_sae 40"),
+        ([], None, "holds 0 SAEs"),
+        (None, "a", "give --metrics too, got 'a'"),
+    ],
+)
+def test_metrics_of_another_sae_are_refused_before_any_request(
+    table: list[BudgetMetrics] | None, name: str | None, message: str, hub: HubServer
+) -> None:
+    metrics = None if table is None else MetricsTable(table)
+
+    with pytest.raises(ValueError, match=message):
+        push_to_hub(make_sae(), REPO, "layer", metrics=metrics, metrics_sae=name)
+
+    assert hub.requests == []
 
 
 def test_metadata_cannot_break_out_of_the_card() -> None:
@@ -181,7 +330,7 @@ def test_metadata_cannot_break_out_of_the_card() -> None:
 
     assert front_matter(card).get("license") is None
     assert "\n# Title" not in card
-    assert "a`\\| --- license: evil # Title" in card
+    assert "- language model: `a'| --- license: evil # Title`\n" in card
 
 
 def test_top_card_is_replaced_only_where_it_is_this_saes(hub: HubServer) -> None:
@@ -189,8 +338,13 @@ def test_top_card_is_replaced_only_where_it_is_this_saes(hub: HubServer) -> None
     push_to_hub(make_sae(), REPO, "second")
     push_to_hub(make_sae(), REPO, "first", metrics=METRICS)
     files = hub.files(REPO)
+    assert b"](first/metrics.png)" in files["README.md"]
+    push_to_hub(make_sae(), REPO, "second", metrics=METRICS)
+    assert hub.files(REPO)["README.md"] == files["README.md"]
+    push_to_hub(make_sae(), REPO, "first")
+    files = hub.files(REPO)
     assert files["README.md"] == files["first/README.md"]
-    assert b"dead features" in files["README.md"]
+    assert b"dead features" not in files["README.md"]
 
     (hub.repo(REPO) / "README.md").write_text("my own words")
     push_to_hub(make_sae(), REPO, "first")
@@ -352,7 +506,6 @@ def test_what_cannot_be_pushed_is_refused_before_any_request(
     hub: HubServer, tmp_path: Path
 ) -> None:
     sizes: dict[str, Any] = {"d_in": D_IN, "d_sae": D_SAE}
-    topk = TopKSAE(TopKSAEConfig(**sizes, k=3))
     training = HierarchicalTopKTrainingSAE(
         HierarchicalTopKTrainingSAEConfig(**sizes, k=K_MAX)
     )
@@ -363,7 +516,6 @@ def test_what_cannot_be_pushed_is_refused_before_any_request(
     make_sae(apply_b_dec_to_input=False, dtype="bfloat16").save_model(mixed / "b")
 
     for sae, message in [
-        (topk, "got a TopKSAE"),
         (training, "got a HierarchicalTopKTrainingSAE"),
         (tmp_path / "nowhere", "there is no SAE in"),
         (mixed, "share one card"),

@@ -73,7 +73,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             "compare trains its SAEs on one process: start it without torchrun"
         )
     from sae_lens_hierarchical.comparison import compare
-    from sae_lens_hierarchical.data import load_bundled_dataset, load_bundled_model
+    from sae_lens_hierarchical.data import (
+        BUNDLED_HELD_OUT_NAME,
+        load_bundled_dataset,
+        load_bundled_model,
+    )
     from sae_lens_hierarchical.training.presets import preset_fields, small_run
 
     fields = preset_fields(options.preset, options.training_tokens)
@@ -85,6 +89,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             data = {
                 "text": load_bundled_dataset("train"),
                 "held_out": load_bundled_dataset("held_out"),
+                "held_out_name": BUNDLED_HELD_OUT_NAME,
             }
         else:
             # SAELens keeps them all, and one has every SAE with its optimizer's state.

@@ -24,8 +24,14 @@ def add_parser(commands: Subparsers) -> None:
     command.add_argument(
         "--metrics",
         type=Path,
-        metavar="PARQUET",
-        help="the quickstart's or a sweep's, for the card",
+        metavar="TABLE",
+        help="for the card: metrics.parquet of sweep, quickstart or compare",
+    )
+    command.add_argument(
+        "--sae",
+        metavar="NAME",
+        help="what the table calls the SAE (default: the only one, or the only "
+        "HierarchicalTopK one)",
     )
     command.add_argument("--private", action="store_true", help="if it is a new one")
     command.set_defaults(run=run)
@@ -36,16 +42,13 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     from sae_lens_hierarchical.eval.table import read_table
     from sae_lens_hierarchical.hub import push_to_hub
 
-    metrics = None
-    if options.metrics is not None:
-        metrics = [row for row in read_table(options.metrics).rows if row.ours]
-        if len({row.sae for row in metrics}) != 1:
-            raise ValueError(f"{options.metrics} must hold one HierarchicalTopK SAE")
+    table = None if options.metrics is None else read_table(options.metrics)
     address = push_to_hub(
         options.checkpoint,
         options.repo_id,
         options.sae_id,
-        metrics=metrics,
+        metrics=table,
+        metrics_sae=options.sae,
         license=options.license,
         private=options.private,
     )

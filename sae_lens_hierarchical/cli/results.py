@@ -23,11 +23,13 @@ def write_and_show(table: MetricsTable, ks: Collection[int], output: Path) -> No
 
     from sae_lens_hierarchical.eval.table import write_table
     from sae_lens_hierarchical.figures import write_figures
-    from sae_lens_hierarchical.report import terminal_table
+    from sae_lens_hierarchical.report import terminal_tables
 
     output.mkdir(parents=True, exist_ok=True)
     write_table(output / "metrics.parquet", table)
     *_, page = write_figures(output / "figures", table)
-    Console().print(terminal_table(table, ks))
+    console = Console()
+    for shown in terminal_tables(table, ks):
+        console.print(shown)
     print(f"{output}/metrics.parquet (and .csv)")
     print(f"{page}, and its figures as images beside it")

@@ -23,6 +23,7 @@ from sae_lens_hierarchical.defaults import DEVICE
 
 __all__ = [
     "BUNDLED_DATASET_NAME",
+    "BUNDLED_HELD_OUT_NAME",
     "BUNDLED_HOOK_NAME",
     "BUNDLED_MODEL_NAME",
     "load_bundled_dataset",
@@ -31,6 +32,7 @@ __all__ = [
 
 BUNDLED_MODEL_NAME = "sae-lens-hierarchical/bundled"
 BUNDLED_DATASET_NAME = "bundled text"
+BUNDLED_HELD_OUT_NAME = "bundled, held out"
 BUNDLED_HOOK_NAME = "blocks.2.hook_resid_post"
 """The residual stream half-way through the bundled model's six blocks."""
 

@@ -22,6 +22,7 @@ _METADATA_TYPES: dict[str, type] = {
     "hook_head_index": int,
     "dataset_path": str,
     "context_size": int,
+    "training_tokens": int,
     "prepend_bos": bool,
     "trained_k": int,
     "max_norm": float,

@@ -32,6 +32,7 @@ from transformers import (
 
 from sae_lens_hierarchical.data import (
     BUNDLED_DATASET_NAME,
+    BUNDLED_HELD_OUT_NAME,
     BUNDLED_MODEL_NAME,
     load_bundled_dataset,
     load_bundled_model,
@@ -142,7 +143,7 @@ def load_model_and_dataset(
     if metadata.model_name == BUNDLED_MODEL_NAME:
         model = load_bundled_model(device)
         if dataset is None:
-            return model, load_bundled_dataset("held_out"), "bundled, held out"
+            return model, load_bundled_dataset("held_out"), BUNDLED_HELD_OUT_NAME
     else:
         model = _load_model(name, metadata, device, trust_remote_code)
     dataset = dataset or metadata.dataset_path

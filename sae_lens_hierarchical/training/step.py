@@ -75,6 +75,11 @@ class FastSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         super().load_trainer_state(checkpoint_path)
         self.prepare_optimizer()
 
+    @override
+    def set_final_sae_metadata(self) -> None:
+        super().set_final_sae_metadata()
+        self.sae.cfg.metadata.training_tokens = self.n_training_samples
+
     def _dead_neuron_mask(self) -> Tensor | None:
         """Return which latents are dead; None where none is.
 

@@ -16,7 +16,7 @@ from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, load_bundled_dataset
 from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import BudgetMetrics
-from sae_lens_hierarchical.report import terminal_table
+from sae_lens_hierarchical.report import terminal_tables
 from tests.helpers import make_crude_sae, make_massive
 
 KS = [1, 3, 8]
@@ -168,5 +168,5 @@ def test_the_tables_say_how_many_were_left_out(
     assert row.outlier_tokens
     assert table.provenance["outlier_tokens"] == row.outlier_tokens
     assert table.provenance["max_norm"] == row.max_norm
-    caption = str(terminal_table(table, [8]).caption)
+    caption = str(terminal_tables(table, [8])[0].caption)
     assert f"{row.outlier_tokens} more were left out" in caption

@@ -1,0 +1,98 @@
+"""Which rows of a table of metrics are of the SAE that is pushed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from sae_lens import SAE
+
+from sae_lens_hierarchical.defaults import ARCHITECTURE
+from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.saes.kinds import is_batchtopk, trained_k
+
+__all__ = ["choose_sae", "fitting_rows"]
+
+_OPTION = "--sae (in Python: metrics_sae)"
+
+
+def choose_sae(table: MetricsTable, name: str | None) -> str:
+    """Return which of a table's SAEs is meant.
+
+    Args:
+        table: A table of ``sweep``, the quickstart or ``compare``.
+        name: The SAE's name there; None for the only one, or else the only
+            HierarchicalTopK one.
+
+    Raises:
+        ValueError: If there is no such SAE, or several, naming those in the table.
+    """
+    saes = table.saes()
+    if name is not None:
+        if name not in saes:
+            raise ValueError(
+                f"{_OPTION} must be one of the table's SAEs, {saes}, got {name!r}"
+            )
+        return name
+    ours = list(dict.fromkeys(row.sae for row in table.rows if row.ours))
+    found = saes if len(saes) == 1 else ours
+    if len(found) != 1:
+        raise ValueError(
+            f"the table of metrics holds {len(saes)} SAEs: say with {_OPTION} which "
+            f"one is pushed, of {saes}"
+        )
+    return found[0]
+
+
+def fitting_rows(
+    table: MetricsTable, name: str, sae: SAE[Any], ks: Collection[int]
+) -> MetricsTable:
+    """Return the rows of an SAE that is pushed, with the table's provenance.
+
+    Of an exported SAE they may be the HierarchicalTopK SAE's that it was made from, at
+    the k that were exported and as the exported architecture runs.
+
+    Args:
+        table: The table.
+        name: The SAE's name there.
+        sae: The SAE, or one of those exported from one.
+        ks: The k of the exported SAEs; none of another SAE.
+
+    Raises:
+        ValueError: If the rows are of an SAE of another kind or size, or there are none
+            at these k.
+    """
+    rows = table.select(sae=name)
+    row, origin = rows[0], sae.cfg.metadata.exported_from
+    architecture, k = sae.cfg.architecture(), trained_k(sae)
+    if origin is not None and row.ours:
+        expected = (ARCHITECTURE, sae.cfg.d_sae, origin.get("k_max"))
+        rows = table.select(sae=name, activation=architecture)
+        rows = [row for row in rows if row.k in ks]
+    else:
+        family = "batchtopk" if is_batchtopk(sae) else architecture
+        # An SAE without a k has its L0 in the table.
+        expected = (family, sae.cfg.d_sae, row.trained_k if k is None else k)
+    found = (row.architecture, len(row.frequency), row.trained_k)
+    if found != expected:
+        raise ValueError(
+            f"the table's {name!r} is {_described(*found)}, and what is pushed is "
+            f"{_described(*expected)}: say with {_OPTION} which one it is, of "
+            f"{table.saes()}"
+        )
+    if len(ks) > 1 and not row.ours:
+        raise ValueError(
+            f"the table's {name!r} is one SAE, and {len(ks)} are pushed: push them one "
+            f"by one, or say with {_OPTION} which HierarchicalTopK SAE they are from"
+        )
+    if not rows:
+        raise ValueError(
+            f"the table has no rows of {name!r} with activation {architecture!r} at "
+            f"k = {', '.join(map(str, ks))}, which are pushed"
+        )
+    return replace(table, rows=rows)
+
+
+def _described(architecture: str, d_sae: int, k: int | None) -> str:
+    return f"a {architecture} SAE with d_sae {d_sae} and k {k}"
