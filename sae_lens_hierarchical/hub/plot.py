@@ -9,9 +9,9 @@ from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
 from sae_lens_hierarchical.figures import draw
 from sae_lens_hierarchical.figures.build import (
     curve,
-    from_zero,
     log2_panel,
     nonempty_figure,
+    share_limits,
 )
 from sae_lens_hierarchical.figures.palette import family_style
 from sae_lens_hierarchical.figures.spec import Figure
@@ -45,11 +45,10 @@ def _figure(rows: list[BudgetMetrics]) -> Figure | None:
         curve(rows, "explained_variance", family_style("hierarchical_topk"), "EV"),
         curve(rows, "ce_loss_score", _CE_STYLE, "CE loss recovered"),
     ]
-    panel = log2_panel("fraction, 1 at best", series, y_limits=from_zero(series))
+    panel = log2_panel("fraction, 1 at best", series, y_limits=share_limits(series))
     return nonempty_figure(
         "metrics",
         "The k largest features of each token",
-        "EV: explained variance. A marker is at the largest k that the SAE was trained "
-        "for. Below 0 the scale is cut off.",
+        ["EV: explained variance.", "A marker is at the largest k it was trained for."],
         [panel],
     )
