@@ -6,7 +6,7 @@ import itertools
 import json
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -45,7 +45,8 @@ def test_the_papers_saes() -> None:
         for kind in ("TopK", "BatchTopK", "JumpReLU")
         for k in (32, 64, 128)
     ]
-    assert list(configs) == [*losses, *baselines]
+    assert list(configs) == ["HierarchicalTopK", *losses, *baselines]
+    assert cast("Any", configs["HierarchicalTopK"]).budgets == [1, 128]
     for name, x in losses.items():
         cfg = configs[name]
         assert isinstance(cfg, HierarchicalTopKTrainingSAEConfig)
@@ -227,7 +228,7 @@ def test_each_saes_losses_reach_wandb(
     for name in "ab":
         assert 0 < logged[f"{name}/metrics/l0"] <= 8
         assert logged[f"{name}/losses/hierarchical_loss"] > 0
-        assert f"{name}/metrics/explained_variance_k3" in logged
+        assert f"{name}/metrics/explained_variance_k1" in logged
 
 
 def test_what_is_for_one_sae_is_refused(

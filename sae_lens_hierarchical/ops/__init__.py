@@ -1,7 +1,11 @@
 """The loss and the top-k: tensors in, tensors out. Nothing here knows of SAELens."""
 
 from sae_lens_hierarchical.ops.auxiliary_loss import auxiliary_loss
-from sae_lens_hierarchical.ops.budgets import loss_budgets, spread_budgets
+from sae_lens_hierarchical.ops.budgets import (
+    loss_budgets,
+    octave_budgets,
+    spread_budgets,
+)
 from sae_lens_hierarchical.ops.encode_topk import encode_topk
 from sae_lens_hierarchical.ops.loss import (
     BACKENDS,
@@ -21,6 +25,7 @@ __all__ = [
     "hierarchical_loss",
     "hierarchical_loss_with_residual",
     "loss_budgets",
+    "octave_budgets",
     "spread_budgets",
     "stable_topk",
 ]

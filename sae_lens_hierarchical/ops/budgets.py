@@ -13,6 +13,7 @@ __all__ = [
     "as_integer",
     "check_ks",
     "loss_budgets",
+    "octave_budgets",
     "resolve_budgets",
     "spread_budgets",
 ]
@@ -40,6 +41,24 @@ def loss_budgets(k: int, every: int = 1) -> list[int]:
     """
     largest, step = (_at_least_1(*named) for named in (("k", k), ("every", every)))
     return sorted({1, *range(step, largest + 1, step)})
+
+
+def octave_budgets(k: int) -> tuple[list[int], list[float]]:
+    """Return J = {1, 2, 4, ..., k} and its weights: two thirds at k, the rest alike.
+
+    Equal weights cost quality at k, so most of the weight is there; one budget an
+    octave keeps the small ones nearly as good (docs/recipe.md has the measurements).
+
+    Args:
+        k: K, the largest number of active features, at least 1.
+
+    Returns:
+        The budgets, in ascending order, and their weights, which add up to 1.
+    """
+    smaller = [2**i for i in range(k.bit_length()) if 2**i < k]
+    if not smaller:
+        return [k], [1.0]
+    return [*smaller, k], [1 / 3 / len(smaller)] * len(smaller) + [2 / 3]
 
 
 def resolve_budgets(

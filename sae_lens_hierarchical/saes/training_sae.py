@@ -21,6 +21,7 @@ from sae_lens_hierarchical.ops import (
     check_backend,
     hierarchical_loss_with_residual,
     loss_budgets,
+    octave_budgets,
     spread_budgets,
     stable_topk,
 )
@@ -50,9 +51,11 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     Args:
         k: K, the largest sparsity budget: the SAE serves every k up to it.
         loss_every: x of the paper's J_x (§3.4): the loss is taken at the budgets 1, x,
-            2x, ... up to k. With 8 a step costs less and the SAE is as good.
+            2x, ... up to k. 1 is the paper's own loss. By default J is {1, 2, 4, ...,
+            k}, with two thirds of the weight at k, which has been the better one.
         budgets: Any other J instead: strictly increasing, from 1 to k.
-        budget_weights: One weight a budget; default 1/|J| each.
+        budget_weights: One weight a budget; with ``loss_every`` or ``budgets`` 1/|J|
+            each by default.
         backend: How to compute the loss: auto, or another name in ``ops.BACKENDS``.
         unit_norm_decoder: Keep the decoder's rows at norm 1 as the paper does (Table
             1): they start so, gradients lose their parallel part, and rows are divided
@@ -75,7 +78,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     """
 
     k: int = 128
-    loss_every: int = 1
+    loss_every: int | None = None
     budgets: list[int] | None = None
     budget_weights: list[float] | None = None
     backend: Backend = "auto"
@@ -106,7 +109,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
                 f"b_dec_init must be 'mean' or 'zeros', got {self.b_dec_init!r}"
             )
         budgets, _ = self.resolve_budgets()
-        self.loss_every = int(self.loss_every)
+        if self.loss_every is not None:
+            self.loss_every = int(self.loss_every)
         if self.budgets is not None:
             self.budgets = budgets
         if self.unit_norm_decoder:
@@ -131,6 +135,10 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             config_dict = {**config_dict, "k": config_dict["k_max"]}
         # What does not say so, such as that SAE, has rows of any norm.
         config_dict = {"unit_norm_decoder": False, **config_dict}
+        # Older configs have loss_every's former default beside budgets, too.
+        has_budgets = config_dict.get("budgets") is not None
+        if has_budgets and config_dict.get("loss_every") == 1:
+            config_dict = {**config_dict, "loss_every": None}
         return super().from_dict(config_dict)
 
     @override
@@ -144,18 +152,23 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         Raises:
             ValueError: If the fields do not fit each other.
         """
-        if self.budgets is not None and self.loss_every != 1:
+        if self.budgets is not None and self.loss_every is not None:
             raise ValueError(
-                "budgets and loss_every both say where the loss is taken: leave "
-                "loss_every at 1 or budgets at None, "
-                f"got loss_every={self.loss_every!r}"
+                "budgets and loss_every both say where the loss is taken: set one of "
+                f"them, got loss_every={self.loss_every!r}"
             )
-        try:
-            every = loss_budgets(self.k, self.loss_every)
-        except ValueError as error:
-            raise ValueError(f"loss_{error}") from error
-        budgets = every if self.budgets is None else self.budgets
-        return resolve_budgets(self.k, budgets, self.budget_weights)
+        if self.budgets is not None:
+            return resolve_budgets(self.k, self.budgets, self.budget_weights)
+        if self.loss_every is not None:
+            try:
+                budgets = loss_budgets(self.k, self.loss_every)
+            except ValueError as error:
+                raise ValueError(f"loss_{error}") from error
+            return resolve_budgets(self.k, budgets, self.budget_weights)
+        budgets, weights = octave_budgets(self.k)
+        if self.budget_weights is not None:
+            weights = self.budget_weights
+        return resolve_budgets(self.k, budgets, weights)
 
 
 class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):

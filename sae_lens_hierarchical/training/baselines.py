@@ -23,20 +23,21 @@ __all__ = ["paper_comparison", "plain_topk"]
 def paper_comparison(
     ours: HierarchicalTopKTrainingSAEConfig, steps: int
 ) -> dict[str, TrainingSAEConfig]:
-    """Return the paper's SAEs (§3.2, §3.4) by name, for the sizes and K of ``ours``.
+    """Return ``ours`` and the paper's SAEs (§3.2, §3.4), for its sizes and K, by name.
 
-    For K = 128 they are HierarchicalTopK with the losses J_1, J_8, J_16, J_32, J_64,
-    and TopK, BatchTopK and JumpReLU at 32, 64 and 128; for another K the same parts of
-    it.
+    For K = 128 the paper's are HierarchicalTopK with the losses J_1, J_8, J_16, J_32,
+    J_64, and TopK, BatchTopK and JumpReLU at 32, 64 and 128; for another K the same
+    parts of it.
 
     Args:
-        ours: One HierarchicalTopK SAE.
+        ours: One HierarchicalTopK SAE, with any J and weights.
         steps: For how many steps they will be trained.
     """
     K = ours.k
     distances = sorted({1, *(max(1, K // part) for part in (16, 8, 4, 2))})
     ks = sorted({max(1, K // part) for part in (4, 2, 1)})
     return {
+        METHOD: ours,
         **{f"{METHOD}-J{x}": _with_loss_every(ours, x) for x in distances},
         **{f"TopK-{k}": plain_topk(ours, k) for k in ks},
         **{f"BatchTopK-{k}": _batchtopk(ours, k) for k in ks},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sae_lens_hierarchical.ops import loss_budgets, spread_budgets
+from sae_lens_hierarchical.ops import loss_budgets, octave_budgets, spread_budgets
 from sae_lens_hierarchical.ops.budgets import resolve_budgets
 
 
@@ -50,6 +50,24 @@ def test_bad_budgets_are_named(budgets: list[int]) -> None:
 def test_bad_weights_are_named(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="budget_weights must"):
         resolve_budgets(4, [1, 4], weights)
+
+
+@pytest.mark.parametrize(
+    ("k", "budgets"),
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (32, [1, 2, 4, 8, 16, 32]),
+        (33, [1, 2, 4, 8, 16, 32, 33]),
+    ],
+)
+def test_octaves_end_at_k(k: int, budgets: list[int]) -> None:
+    found, weights = octave_budgets(k)
+
+    assert found == budgets
+    assert sum(weights) == pytest.approx(1)
+    assert weights[-1] == (1 if k == 1 else pytest.approx(2 / 3))
+    assert len(set(weights[:-1])) <= 1
 
 
 def test_spread_keeps_a_short_list_and_thins_a_long_one() -> None:

@@ -12,7 +12,10 @@ from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 
-from sae_lens_hierarchical import HierarchicalTopKTrainingSAE
+from sae_lens_hierarchical import (
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
 from tests.helpers import BATCH, D_IN, D_SAE, make_trainer, make_training_sae
 
 NORMALIZATIONS = [
@@ -70,6 +73,7 @@ def test_loss_is_the_mean_of_stock_topk_losses(
 ) -> None:
     sae = make_training_sae(
         k=6,
+        loss_every=1,
         normalize_activations=normalize_activations,
         rescale_acts_by_decoder_norm=rescale,
         backend=backend,
@@ -119,6 +123,36 @@ def test_budgets_and_weights_choose_the_terms() -> None:
     torch.testing.assert_close(output.loss, 0.25 * at_1 + 3 * at_4)
 
 
+def test_by_default_most_of_the_weight_is_at_k_and_the_rest_at_octaves_below() -> None:
+    sae = make_training_sae(k=6)
+
+    output = step(sae, activations())
+
+    at = {k: step(topk_twin(sae, k), activations()).loss for k in (1, 2, 4, 6)}
+    expected = (at[1] + at[2] + at[4]) / 9 + at[6] * 2 / 3
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_weights_alone_are_those_of_the_default_budgets() -> None:
+    weighted = make_training_sae(k=6, budget_weights=[0, 0, 1, 3])
+    explicit = make_training_sae(k=6, budgets=[4, 6], budget_weights=[1, 3])
+
+    losses = [step(sae, activations()).loss for sae in (weighted, explicit)]
+
+    torch.testing.assert_close(*losses)
+
+
+def test_configs_of_before_say_what_they_said() -> None:
+    """``loss_every`` was 1 by default, and was saved beside other budgets."""
+    saved = make_training_sae(k=6, budgets=[1, 4]).cfg.to_dict()
+    papers = make_training_sae(k=6).cfg.to_dict()
+    config = HierarchicalTopKTrainingSAEConfig
+
+    assert config.from_dict({**saved, "loss_every": 1}).resolve_budgets()[0] == [1, 4]
+    budgets, weights = config.from_dict({**papers, "loss_every": 1}).resolve_budgets()
+    assert (budgets, weights) == ([1, 2, 3, 4, 5, 6], [1 / 6] * 6)
+
+
 def test_loss_every_gives_the_papers_j_x() -> None:
     sparse_terms = make_training_sae(k=6, loss_every=2)
     explicit = make_training_sae(k=6, budgets=[1, 2, 4, 6])
@@ -162,7 +196,7 @@ def test_dead_latent_loss_works_on_normalized_activations() -> None:
 
 
 def test_losses_add_up_and_metrics_are_the_batchs_pareto_curve() -> None:
-    sae = make_training_sae()
+    sae = make_training_sae(loss_every=1)
     sae_in = activations()
 
     output = step(sae, sae_in, torch.arange(D_SAE) < 5)
@@ -194,7 +228,7 @@ def test_saelens_trainer_lowers_the_loss(
     assert trainer.act_freq_scores.sum() > 0
     log = trainer.build_train_step_log_dict(outputs[-1], 0)
     assert log["metrics/l0"] <= 6
-    assert "metrics/explained_variance_k3" in log
+    assert "metrics/explained_variance_k4" in log
 
 
 def test_unit_norm_decoder_holds_at_the_start_and_after_every_step() -> None:
@@ -287,9 +321,9 @@ def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
         ({"loss_every": 0}, "loss_every must be an integer of at least 1"),
         ({"budgets": [1, 9]}, r"budgets must .* from 1 to 6, got \[1, 9\]"),
         ({"budgets": []}, "budgets must be a non-empty"),
-        ({"budgets": [1], "loss_every": 2}, "budgets and loss_every"),
+        ({"budgets": [1], "loss_every": 1}, "budgets and loss_every"),
         ({"budgets": [1], "budget_weights": [1, 2]}, "budget_weights must have one"),
-        ({"budget_weights": [-1] * 6}, "budget_weights must be finite"),
+        ({"budget_weights": [-1] * 4}, "budget_weights must be finite"),
         ({"backend": "cuda"}, "backend must be one of"),
         ({"normalize_activations": "l2"}, "normalize_activations must be"),
         ({"b_dec_init": "median"}, "b_dec_init must be 'mean' or 'zeros'"),

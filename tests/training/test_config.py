@@ -20,6 +20,7 @@ from sae_lens_hierarchical import (
     LanguageModelSAETrainingRunner,
     preset,
 )
+from sae_lens_hierarchical.ops import octave_budgets
 from sae_lens_hierarchical.training.multi_sae import multi_sae_config
 from tests.helpers import MakeConfig
 
@@ -116,12 +117,13 @@ def test_missing_sizes_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "d_in"), [("gemma-2-2b-layer-12", 2304), ("qwen-2.5-7b-layer-14", 3584)]
 )
-def test_presets_are_the_papers_recipes(name: str, d_in: int) -> None:
+def test_presets_have_the_papers_sizes(name: str, d_in: int) -> None:
     cfg = preset(name, verbose=False)
 
     assert isinstance(cfg.sae, HierarchicalTopKTrainingSAEConfig)
     assert cfg.sae.d_in == d_in
-    assert (cfg.sae.d_sae, cfg.sae.k, cfg.sae.loss_every) == (65_536, 128, 1)
+    assert (cfg.sae.d_sae, cfg.sae.k) == (65_536, 128)
+    assert cfg.sae.resolve_budgets() == octave_budgets(128)
     assert cfg.sae.unit_norm_decoder
     assert (cfg.lr, cfg.training_tokens) == (8e-4, 10**9)
     assert cfg.train_batch_size_tokens == 8096

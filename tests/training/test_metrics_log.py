@@ -52,7 +52,7 @@ def test_a_resumed_run_writes_the_table_of_an_uninterrupted_one(
     whole = table.read_text()
     assert [row["step"] for row in rows(table)] == ["1", "3", "5", "7", "9"]
     prefix = "a/" if several else ""
-    for k in range(1, 9):
+    for k in (1, 2, 4, 8):
         name = f"{prefix}metrics/explained_variance_k{k}"
         assert all(float(row[name]) < 1 for row in rows(table))
     assert ("b/metrics/l0" in whole) == several

@@ -359,7 +359,7 @@ def test_pareto_curve_reaches_wandb(
     the_variance = logged["metrics/mse_k1"] / (
         1 - logged["metrics/explained_variance_k1"]
     )
-    for k in range(2, 9):
+    for k in (2, 4, 8):
         unexplained = 1 - logged[f"metrics/explained_variance_k{k}"]
         variance = logged[f"metrics/mse_k{k}"] / unexplained
         assert variance == pytest.approx(the_variance, rel=1e-4)
