@@ -63,7 +63,8 @@ class Case:
 _UNIT = {"unit_norm_decoder": True}
 _NOT_RESCALED = {"rescale_acts_by_decoder_norm": False}
 _EXACT = [
-    Case("every budget", never=(3,)),
+    Case("the default budgets", never=(20,)),
+    Case("every budget", {"loss_every": 1}, never=(3,)),
     Case("J_3 of unit norm", {"loss_every": 3, **_UNIT}),
     Case("plain TopK, dense", {"budgets": [6], "use_sparse_activations": False}),
     Case(
