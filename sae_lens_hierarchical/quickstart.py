@@ -26,10 +26,9 @@ from sae_lens_hierarchical.training.presets import preset, small_run
 
 __all__ = ["quickstart"]
 
-K = 32
-FIXED_KS = (2, 8, 32)
-KS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-TABLE_KS = (1, 2, 4, 8, 16, 32)
+FIXED_KS = (2, 4, 8, 16)
+KS = (1, 2, 3, 4, 6, 8, 12, 16)
+TABLE_KS = (1, 2, 4, 8, 16)
 HELD_OUT_CONTEXTS = 32
 
 
@@ -53,11 +52,12 @@ def quickstart(
     console = Console()
     torch.manual_seed(seed)
     model = load_bundled_model()
-    console.print(
-        f"[bold]{METHOD}[/] (K = {K}) and TopK at k = {', '.join(map(str, FIXED_KS))}, "
-        f"on the same activations of a small language model"
-    )
     cfg = preset(BUNDLED, training_tokens=training_tokens)
+    fixed = ", ".join(map(str, FIXED_KS))
+    console.print(
+        f"[bold]{METHOD}[/] (K = {cfg.sae.k}) and TopK at k = {fixed}, on the same "
+        "activations of a small language model"
+    )
     configs: dict[str, TrainingSAEConfig] = {METHOD: cfg.sae}
     configs |= {f"TopK-{k}": plain_topk(cfg.sae, k) for k in FIXED_KS}
     runner_cfg = multi_sae_config(cfg, configs, output / "saes")

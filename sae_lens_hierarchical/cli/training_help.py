@@ -13,7 +13,7 @@ from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 __all__ = ["add_help", "add_saelens_options", "describe", "show_help"]
 
 _PRESETS = {
-    BUNDLED: "2M tokens of the bundled text and model, K = 32, d_sae 1,024: a CPU will "
+    BUNDLED: "2M tokens of the bundled text and model, K = 16, d_sae 3,072: a CPU will "
     "do, with no network",
     "gemma-2-2b-layer-12": "the paper's run (§3.1): Gemma-2 2B, K = 128, d_sae 65,536, "
     "1B tokens of FineWeb",
