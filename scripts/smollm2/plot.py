@@ -42,7 +42,8 @@ def read(path: Path) -> dict[str, Curve]:
             ours = row["sae"] == "ours"
             name = NAMES.get(row["weights"]) if ours else row["sae"]
             settings = json.loads(row["settings"])
-            whole = settings["start"] is None and settings["tokens"] == TOKENS
+            plain = settings["start"] is None and not settings.get("late_weights")
+            whole = plain and settings["tokens"] == TOKENS
             if name is None or row["split"] != "test" or not whole:
                 continue
             trained_k = 32 if ours else int(row["sae"].split("-")[1])
@@ -109,7 +110,7 @@ def main() -> None:
         ["Markers are at the k that an SAE was trained for."],
         [
             log2_panel("explained variance", shown, y_limits=(0.15, 0.88)),
-            log2_panel("minus that of TopK trained at k", [against]),
+            log2_panel("minus TopK trained at k", [against]),
         ],
     )
     draw(figure).savefig(args.image, dpi=150)
