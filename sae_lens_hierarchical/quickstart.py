@@ -88,7 +88,7 @@ def quickstart(
     console.print(
         f"  sae-lens-hierarchical features {output / 'saes' / METHOD}", highlight=False
     )
-    console.print("Next, on a GPU, the paper's own run:")
+    console.print("Next, on a GPU, with the paper's model and sizes:")
     console.print(
         "  sae-lens-hierarchical train --preset gemma-2-2b-layer-12", highlight=False
     )

@@ -15,9 +15,9 @@ __all__ = ["add_help", "add_saelens_options", "describe", "show_help"]
 _PRESETS = {
     BUNDLED: "2M tokens of the bundled text and model, K = 16, d_sae 3,072: a CPU will "
     "do, with no network",
-    "gemma-2-2b-layer-12": "the paper's run (§3.1): Gemma-2 2B, K = 128, d_sae 65,536, "
-    "1B tokens of FineWeb",
-    "qwen-2.5-7b-layer-14": "the paper's run (B.1): Qwen2.5 7B, likewise",
+    "gemma-2-2b-layer-12": "the paper's sizes (§3.1): Gemma-2 2B, K = 128, d_sae "
+    "65,536, 1B tokens of FineWeb",
+    "qwen-2.5-7b-layer-14": "the paper's sizes (B.1): Qwen2.5 7B, likewise",
 }
 
 # SAELens's options that are not the SAE's own; what is in none comes last.

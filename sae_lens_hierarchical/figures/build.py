@@ -129,7 +129,8 @@ def difference_limits(
 ) -> tuple[float, float] | None:
     """Return limits that show all differences but of shares far below 0."""
     values = [tuple(getattr(row, metric) for row in pair) for pair in pairs]
-    return _with_margin([a - b for a, b in values if min(a, b) >= _FAR_BELOW])
+    shown = [a - b for a, b in values if min(a, b) >= _FAR_BELOW]
+    return _with_margin([0.0, *shown])  # "no change" is in sight
 
 
 def _with_margin(values: Sequence[float]) -> tuple[float, float] | None:

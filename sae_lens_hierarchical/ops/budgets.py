@@ -54,11 +54,15 @@ def octave_budgets(k: int) -> tuple[list[int], list[float]]:
 
     Returns:
         The budgets, in ascending order, and their weights, which add up to 1.
+
+    Raises:
+        ValueError: If ``k`` is no integer of at least 1.
     """
-    smaller = [2**i for i in range(k.bit_length()) if 2**i < k]
+    largest = _at_least_1("k", k)
+    smaller = [2**i for i in range(largest.bit_length()) if 2**i < largest]
     if not smaller:
-        return [k], [1.0]
-    return [*smaller, k], [1 / 3 / len(smaller)] * len(smaller) + [2 / 3]
+        return [largest], [1.0]
+    return [*smaller, largest], [1 / 3 / len(smaller)] * len(smaller) + [2 / 3]
 
 
 def resolve_budgets(

@@ -191,5 +191,7 @@ def _flat(cfg: Mapping[str, Any]) -> dict[str, Any]:
         saes["sae"] = cfg["sae"]
     for prefix, sae in saes.items():
         fields = {n: v for n, v in sae.items() if n not in _NOT_OF_THE_CONFIG}
+        if fields.get("budgets") is not None:
+            fields.pop("loss_every", None)  # older runs have its former default, 1
         flat |= {f"{prefix}.{name}": value for name, value in fields.items()}
     return flat

@@ -28,6 +28,8 @@ def test_edges(k: int, every: int, expected: list[int]) -> None:
 def test_bad_k_and_every_are_named(bad: object) -> None:
     with pytest.raises(ValueError, match="k must be an integer"):
         loss_budgets(bad)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="k must be an integer"):
+        octave_budgets(bad)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="every must be an integer"):
         loss_budgets(8, bad)  # pyright: ignore[reportArgumentType]
 
