@@ -32,6 +32,9 @@ from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.data import load_bundled_dataset
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
+from sae_lens_hierarchical.training.resume import (
+    _flat,  # pyright: ignore[reportPrivateUsage]
+)
 from sae_lens_hierarchical.training.run_folders import reserve_folders
 from tests.helpers import MakeConfig
 
@@ -290,6 +293,16 @@ def test_another_config_is_refused_with_what_differs(
         assert named == {*CHANGES, "lr_end", "k_max"}
         assert any(line.endswith("lr: 0.001 -> 0.5") for line in lines)
         assert any("k: 8 -> 4" in line for line in lines)
+
+
+def test_an_older_run_with_budgets_can_be_resumed() -> None:
+    """It has the former default of ``loss_every`` beside them."""
+    asked = {"sae": {"budgets": [1, 4], "loss_every": None, "k": 8}}
+    was = {"sae": {"budgets": [1, 4], "loss_every": 1, "k": 8}}
+    papers = {"sae": {"budgets": None, "loss_every": 1, "k": 8}}
+
+    assert _flat(was) == _flat(asked)
+    assert _flat(papers)["sae.loss_every"] == 1
 
 
 def test_other_saes_are_refused(make_config: MakeConfig, data: dict[str, Any]) -> None:
