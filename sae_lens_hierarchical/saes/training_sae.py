@@ -41,7 +41,11 @@ from sae_lens_hierarchical.saes.unit_norm import (
     normalize_decoder,
 )
 
-__all__ = ["HierarchicalTopKTrainingSAE", "HierarchicalTopKTrainingSAEConfig"]
+__all__ = [
+    "HierarchicalTopKTrainingSAE",
+    "HierarchicalTopKTrainingSAEConfig",
+    "without_former_loss_every",
+]
 
 
 @dataclass
@@ -135,11 +139,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             config_dict = {**config_dict, "k": config_dict["k_max"]}
         # What does not say so, such as that SAE, has rows of any norm.
         config_dict = {"unit_norm_decoder": False, **config_dict}
-        # Older configs have loss_every's former default beside budgets, too.
-        has_budgets = config_dict.get("budgets") is not None
-        if has_budgets and config_dict.get("loss_every") == 1:
-            config_dict = {**config_dict, "loss_every": None}
-        return super().from_dict(config_dict)
+        return super().from_dict(without_former_loss_every(config_dict))
 
     @override
     def to_dict(self) -> dict[str, Any]:
@@ -157,18 +157,26 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
                 "budgets and loss_every both say where the loss is taken: set one of "
                 f"them, got loss_every={self.loss_every!r}"
             )
-        if self.budgets is not None:
-            return resolve_budgets(self.k, self.budgets, self.budget_weights)
+        budgets, weights = self.budgets, self.budget_weights
         if self.loss_every is not None:
             try:
                 budgets = loss_budgets(self.k, self.loss_every)
             except ValueError as error:
                 raise ValueError(f"loss_{error}") from error
-            return resolve_budgets(self.k, budgets, self.budget_weights)
-        budgets, weights = octave_budgets(self.k)
-        if self.budget_weights is not None:
-            weights = self.budget_weights
+        elif budgets is None:
+            budgets, by_default = octave_budgets(self.k)
+            weights = by_default if weights is None else weights
         return resolve_budgets(self.k, budgets, weights)
+
+
+def without_former_loss_every(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved config without ``loss_every``'s former default beside budgets.
+
+    That was 1, which is saved with ``budgets`` too, where it had no meaning.
+    """
+    if config.get("budgets") is not None and config.get("loss_every") == 1:
+        return {**config, "loss_every": None}
+    return config
 
 
 class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):

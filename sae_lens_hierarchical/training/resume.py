@@ -11,6 +11,7 @@ from sae_lens import logger
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from sae_lens_hierarchical.loading.models import allowed_model_kwargs
+from sae_lens_hierarchical.saes.training_sae import without_former_loss_every
 from sae_lens_hierarchical.training.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -190,8 +191,7 @@ def _flat(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if "sae" in cfg:
         saes["sae"] = cfg["sae"]
     for prefix, sae in saes.items():
-        fields = {n: v for n, v in sae.items() if n not in _NOT_OF_THE_CONFIG}
-        if fields.get("budgets") is not None:
-            fields.pop("loss_every", None)  # older runs have its former default, 1
+        kept = {n: v for n, v in sae.items() if n not in _NOT_OF_THE_CONFIG}
+        fields = without_former_loss_every(kept)
         flat |= {f"{prefix}.{name}": value for name, value in fields.items()}
     return flat
