@@ -86,7 +86,7 @@ def _train(
 ) -> HierarchicalTopKTrainingSAE:
     torch.manual_seed(seed)
     cfg = HierarchicalTopKTrainingSAEConfig(
-        d_in=128, d_sae=1024, k=32, unit_norm_decoder=True
+        d_in=128, d_sae=1024, k=32, loss_every=1, unit_norm_decoder=True
     )
     sae = HierarchicalTopKTrainingSAE(cfg)
     adam = torch.optim.Adam(sae.parameters(), lr=2e-3, fused=True)

@@ -64,7 +64,7 @@ def budget_weights(name: str, k: int) -> tuple[list[int] | None, list[float] | N
     """Return J and its weights by name."""
     budgets = list(range(1, k + 1))
     if name == "uniform":
-        return None, None
+        return budgets, None
     if "+" in name:  # J_x, and this much of the weight more at K, such as J8+0.4
         base, _, extra = name.partition("+")
         budgets, _ = budget_weights(base, k)
