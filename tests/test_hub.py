@@ -295,6 +295,22 @@ def test_an_exported_sae_has_the_rows_at_its_k(hub: HubServer, tmp_path: Path) -
         push_to_hub(tmp_path / "two", REPO, "two", metrics=table)
 
 
+def test_several_saes_need_more_than_one_ones_rows(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        make_sae(seed).save_model(tmp_path / "ours" / f"seed_{seed}")
+        cfg = TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4)
+        TopKSAE(cfg).save_model(tmp_path / "topk" / f"seed_{seed}")
+    of_topk = rows("topk", trained_k=4)
+
+    for folder, table in ((tmp_path / "ours", rows()), (tmp_path / "topk", of_topk)):
+        with pytest.raises(ValueError, match="is one SAE, and 2 are pushed: push them"):
+            push_to_hub(folder, REPO, "layer", metrics=MetricsTable(table))
+
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     ("table", "name", "message"),
     [
@@ -320,6 +336,25 @@ def test_metrics_of_another_sae_are_refused_before_any_request(
         push_to_hub(make_sae(), REPO, "layer", metrics=metrics, metrics_sae=name)
 
     assert hub.requests == []
+
+
+def test_folders_of_the_one_who_pushes_are_not_shown() -> None:
+    sae = make_sae()
+    sae.cfg.metadata.model_name = "/home/me/gpt2"
+    sae.cfg.metadata.dataset_path = "/home/me/text"
+    local = MetricsTable(METRICS.rows, PROVENANCE | {"dataset": "/home/me/held_out"})
+
+    card = model_card(sae, REPO, ["layer"], metrics=local)
+
+    assert "- language model: `…/gpt2`\n" in card
+    assert "- dataset: `…/text`\n" in card
+    assert "- dataset: `…/held_out`\n" in card
+    assert "/home" not in card
+
+
+def test_a_card_of_no_rows_is_an_error() -> None:
+    with pytest.raises(ValueError, match="metrics must have rows"):
+        model_card(make_sae(), REPO, ["layer"], metrics=MetricsTable([]))
 
 
 def test_metadata_cannot_break_out_of_the_card() -> None:
@@ -509,16 +544,20 @@ def test_what_cannot_be_pushed_is_refused_before_any_request(
     training = HierarchicalTopKTrainingSAE(
         HierarchicalTopKTrainingSAEConfig(**sizes, k=K_MAX)
     )
-    broken, mixed = tmp_path / "broken", tmp_path / "mixed"
+    broken, mixed, k_only = (tmp_path / name for name in ("broken", "mixed", "k_only"))
     make_sae().save_model(broken)
     (broken / "sae_weights.safetensors").write_bytes(b"no tensors")
     make_sae().save_model(mixed / "a")
     make_sae(apply_b_dec_to_input=False, dtype="bfloat16").save_model(mixed / "b")
 
+    for k in (2, 4):
+        TopKSAE(TopKSAEConfig(**sizes, k=k)).save_model(k_only / f"k_{k}")
+
     for sae, message in [
         (training, "got a HierarchicalTopKTrainingSAE"),
         (tmp_path / "nowhere", "there is no SAE in"),
-        (mixed, "share one card"),
+        (mixed, "share one card, but a and b differ in dtype: push"),
+        (k_only, "share one card, but k_2 and k_4 differ in k: push"),
     ]:
         with pytest.raises(ValueError, match=message):
             push_to_hub(sae, REPO, "layer")

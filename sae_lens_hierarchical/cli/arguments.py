@@ -34,6 +34,8 @@ __all__ = [
 
 Subparsers = Any  # argparse's has no public name
 RUN_OPTIONS = ("matmul_precision", "max_norm_ratio", "logger")
+# Where the loss is taken: an SAE has one of these, and weights that fit it.
+_LOSS_FIELDS = {"loss_every", "budgets"}
 
 
 def add_saes(command: argparse.ArgumentParser, *, several: bool) -> None:
@@ -147,7 +149,11 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 def saelens_config(
     options: argparse.Namespace, fields: dict[str, Any], rest: list[str]
 ) -> Any:
-    """Parse SAELens's options on top of ``fields``."""
+    """Parse SAELens's options on top of ``fields``.
+
+    ``--loss_every`` replaces budgets among the fields, with their weights, and
+    ``--budgets`` a ``loss_every``.
+    """
     from sae_lens_hierarchical.training.config import (
         RUN_FIELDS,
         LanguageModelSAERunnerConfig,
@@ -158,6 +164,10 @@ def saelens_config(
     added |= {n: v for n in RUN_OPTIONS if (v := getattr(options, n)) is not None}
     loggers = added.pop("logger", None)
     given = given_in(rest)
+    replaced = _LOSS_FIELDS - given
+    if given & _LOSS_FIELDS and any(fields.get(n) is not None for n in replaced):
+        replaced |= {"budget_weights"}
+        fields = {name: v for name, v in fields.items() if name not in replaced}
     if loggers is not None:
         if given & {"log_to_wandb", "nolog_to_wandb"}:
             raise ValueError("give either --logger or --log_to_wandb, and not both")

@@ -27,7 +27,6 @@ from sae_lens_hierarchical.features.collect import (
 )
 from sae_lens_hierarchical.features.ranked_batches import with_ranks
 from sae_lens_hierarchical.features.table import FeatureTable
-from sae_lens_hierarchical.files.short_paths import short_paths
 from sae_lens_hierarchical.loading import (
     find_saes,
     load_model_and_dataset,
@@ -95,13 +94,10 @@ def features_of_checkpoint(
     return replace(
         table,
         chosen=table.chosen if random is None else seeded,
-        # People pass the page on.
-        provenance=short_paths(
-            provenance(store, saes)
-            | {
-                "dataset": dataset_name,
-                "contexts": contexts,
-                "checkpoint": sources[name].provenance(),
-            }
-        ),
+        provenance=provenance(store, saes)
+        | {
+            "dataset": dataset_name,
+            "contexts": contexts,
+            "checkpoint": sources[name].provenance(),
+        },
     )

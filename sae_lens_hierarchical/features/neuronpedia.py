@@ -6,6 +6,7 @@ The fields are those of ``NeuronpediaDashboardBatch`` in SAEDashboard 0.8.0
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sae_lens.util import extract_layer_from_tlens_hook_name
@@ -70,15 +71,20 @@ def neuronpedia_batch(table: FeatureTable, k: int) -> dict[str, Any]:
     data = {
         "n_prompts_total": table.provenance["contexts"],
         "n_tokens_in_prompt": table.provenance["context_size"],
-        "dataset": table.provenance["dataset"],
+        "dataset": _without_folders(table.provenance["dataset"]),
     }
     return {
-        "model_id": table.provenance["model"],
+        "model_id": _without_folders(table.provenance["model"]),
         "layer": layer,
         "sae_set": table.sae,
         "sae_id_suffix": f"k_{k}",
         "features": [_feature(one, table.ks, k) | data for one in table.features],
     }
+
+
+def _without_folders(name: str) -> str:
+    """Return the last part of an absolute path: the rest says nothing to others."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _feature(one: FeatureStatistics, ks: list[int], k: int) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from sae_lens_hierarchical.features.companions import Companion
+from sae_lens_hierarchical.files.short_paths import short_paths
 
 __all__ = ["Context", "FeatureStatistics", "FeatureTable", "to_json"]
 
@@ -103,7 +104,12 @@ class FeatureTable:
 
 
 def to_json(table: FeatureTable) -> str:
-    """Return a table as JSON, with numbers of 4 significant digits."""
+    """Return a table as JSON, to pass on.
+
+    Numbers have 4 significant digits, and of the provenance's absolute paths only the
+    last part is left.
+    """
+    table = replace(table, provenance=short_paths(table.provenance))
     return json.dumps(
         _plain(table), separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from sae_lens.constants import SAE_CFG_FILENAME
@@ -26,7 +27,8 @@ def write_features(
 ) -> list[Path]:
     """Write ``features.html``, which needs no network, and ``features.json``.
 
-    All appear whole or not at all; the JSON holds what the page shows.
+    All appear whole or not at all; the JSON holds what the page shows. Neuronpedia's
+    files of features that were there before go.
 
     Args:
         folder: Where they go.
@@ -51,4 +53,9 @@ def write_features(
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    return [folder / name for name in texts]
+    paths = [folder / name for name in texts]
+    for stale in set(folder.glob("neuronpedia/k_*/batch-0.json")) - set(paths):
+        stale.unlink()
+        with suppress(OSError):  # something else is in there
+            stale.parent.rmdir()
+    return paths

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 from sae_lens import SAE
 
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.files.short_paths import short_paths
 from sae_lens_hierarchical.hub.facts import (
     Facts,
     base_model,
@@ -87,9 +88,11 @@ def model_card(
         license: The license, as the Hub names it: ``mit``.
 
     Raises:
-        ValueError: If ``sae`` is one of training.
+        ValueError: If ``sae`` is one of training, or ``metrics`` has no rows.
     """
     check_pushable(sae)
+    if metrics is not None and not metrics.rows:
+        raise ValueError("metrics must have rows of the SAE, got an empty table")
     metadata = sae.cfg.metadata
     ours = isinstance(sae, HierarchicalTopKSAE)
     of_method = ours or metadata.exported_from is not None
@@ -130,7 +133,7 @@ def _loading_code(sae: SAE[Any], repo_id: str, sae_ids: Sequence[str]) -> str:
         lines += ["import sae_lens_hierarchical  # registers the architecture", ""]
     lines += [f'sae = SAE.from_pretrained("{repo_id}", "{i}")' for i in sae_ids]
     if isinstance(sae, HierarchicalTopKSAE):
-        lines.append(f"sae.k = {min(8, sae.k_max)}  # or any other; at first K")
+        lines.append(f"sae.k = {min(8, sae.k_max)}  # or any other up to {sae.k_max}")
     return "\n".join(["```python", *lines, "```"])
 
 
@@ -148,7 +151,8 @@ def _evaluation(metrics: MetricsTable, plot: str | None) -> list[str]:
 def _list(facts: Facts) -> str:
     """Return a Markdown list; a value cannot end its line, nor its code."""
     values = {
-        label: " ".join(fact.replace("`", "'").split()) for label, fact in facts.items()
+        label: " ".join(fact.replace("`", "'").split())
+        for label, fact in short_paths(facts).items()
     }
     return "\n".join(f"- {label}: `{value}`" for label, value in values.items())
 

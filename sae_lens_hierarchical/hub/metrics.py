@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
-
-from sae_lens import SAE
 
 from sae_lens_hierarchical.defaults import ARCHITECTURE
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.hub.staging import Staged
 from sae_lens_hierarchical.saes.kinds import is_batchtopk, trained_k
 
 __all__ = ["choose_sae", "fitting_rows"]
@@ -45,9 +42,7 @@ def choose_sae(table: MetricsTable, name: str | None) -> str:
     return found[0]
 
 
-def fitting_rows(
-    table: MetricsTable, name: str, sae: SAE[Any], ks: Collection[int]
-) -> MetricsTable:
+def fitting_rows(table: MetricsTable, name: str, staged: Staged) -> MetricsTable:
     """Return the rows of an SAE that is pushed, with the table's provenance.
 
     Of an exported SAE they may be the HierarchicalTopK SAE's that it was made from, at
@@ -56,17 +51,17 @@ def fitting_rows(
     Args:
         table: The table.
         name: The SAE's name there.
-        sae: The SAE, or one of those exported from one.
-        ks: The k of the exported SAEs; none of another SAE.
+        staged: What is pushed.
 
     Raises:
-        ValueError: If the rows are of an SAE of another kind or size, or there are none
-            at these k.
+        ValueError: If the rows are of an SAE of another kind or size, or of one of
+            several, or there are none at the exported k.
     """
     rows = table.select(sae=name)
-    row, origin = rows[0], sae.cfg.metadata.exported_from
-    architecture, k = sae.cfg.architecture(), trained_k(sae)
-    if origin is not None and row.ours:
+    sae, ks = staged.sae, staged.ks
+    row, architecture, k = rows[0], sae.cfg.architecture(), trained_k(sae)
+    origin = sae.cfg.metadata.exported_from if row.ours else None
+    if origin is not None:
         expected = (ARCHITECTURE, sae.cfg.d_sae, origin.get("k_max"))
         rows = table.select(sae=name, activation=architecture)
         rows = [row for row in rows if row.k in ks]
@@ -81,10 +76,11 @@ def fitting_rows(
             f"{_described(*expected)}: say with {_OPTION} which one it is, of "
             f"{table.saes()}"
         )
-    if len(ks) > 1 and not row.ours:
+    if len(staged.names) > 1 and origin is None:
         raise ValueError(
-            f"the table's {name!r} is one SAE, and {len(ks)} are pushed: push them one "
-            f"by one, or say with {_OPTION} which HierarchicalTopK SAE they are from"
+            f"the table's {name!r} is one SAE, and {len(staged.names)} are pushed: "
+            f"push them one by one, or say with {_OPTION} which HierarchicalTopK SAE "
+            "they were exported from"
         )
     if not rows:
         raise ValueError(

@@ -46,9 +46,12 @@ def _figure(rows: list[BudgetMetrics]) -> Figure | None:
         curve(rows, "ce_loss_score", _CE_STYLE, "CE loss recovered"),
     ]
     panel = log2_panel("fraction, 1 at best", series, y_limits=share_limits(series))
+    caption = ["EV: explained variance."]
+    if any(row.k == row.trained_k for row in rows):
+        caption.append("A marker is at the largest k it was trained for.")
     return nonempty_figure(
         "metrics",
         "The k largest features of each token",
-        ["EV: explained variance.", "A marker is at the largest k it was trained for."],
+        caption,
         [panel],
     )

@@ -79,7 +79,7 @@ def push_to_hub(
         sae_ids = [_join_id(root, name) for name in staged.names]
         plot = None
         if metrics is not None and metrics_sae is not None:
-            metrics = fitting_rows(metrics, metrics_sae, sae, staged.ks)
+            metrics = fitting_rows(metrics, metrics_sae, staged)
             if write_plot(staging / _PLOT, metrics):
                 plot = _PLOT
         card = model_card(

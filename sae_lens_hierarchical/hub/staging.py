@@ -56,10 +56,10 @@ def stage(sae_or_folder: SAE[Any] | str | Path, staging: Path) -> Staged:
         sae = load_sae(folder / name)
         if staged is None:
             staged = Staged(sae, names)
-        if not _one_card_fits(sae, staged.sae):
+        if differences := _differences(sae, staged.sae):
             raise ValueError(
                 f"the SAEs in {folder} would share one card, but {names[0]} and {name} "
-                "differ in more than k: push them one by one"
+                f"differ in {', '.join(differences)}: push them one by one"
             )
         staged.ks.extend(_exported_k(sae))
         sae.save_model(staging / name)
@@ -73,12 +73,12 @@ def _exported_k(sae: SAE[Any]) -> list[int]:
     return [] if origin is None else [origin.get("k")]
 
 
-def _one_card_fits(sae: SAE[Any], other: SAE[Any]) -> bool:
-    return (
-        type(sae) is type(other)
-        and sae_facts(sae) == sae_facts(other)
-        and training_facts(sae.cfg.metadata) == training_facts(other.cfg.metadata)
+def _differences(sae: SAE[Any], other: SAE[Any]) -> list[str]:
+    """Return what a card says of one SAE and not of the other."""
+    ours, others = (
+        sae_facts(one) | training_facts(one.cfg.metadata) for one in (sae, other)
     )
+    return [n for n in {**ours, **others} if ours.get(n) != others.get(n)]
 
 
 def _stage_sparsity(folder: Path, staging: Path) -> None:

@@ -27,7 +27,7 @@ def paper_comparison(
 
     For K = 128 the paper's are HierarchicalTopK with the losses J_1, J_8, J_16, J_32,
     J_64, and TopK, BatchTopK and JumpReLU at 32, 64 and 128; for another K the same
-    parts of it.
+    parts of it. A J_x that is the loss of ``ours`` is left out.
 
     Args:
         ours: One HierarchicalTopK SAE, with any J and weights.
@@ -36,9 +36,11 @@ def paper_comparison(
     K = ours.k
     distances = sorted({1, *(max(1, K // part) for part in (16, 8, 4, 2))})
     ks = sorted({max(1, K // part) for part in (4, 2, 1)})
+    losses = {f"{METHOD}-J{x}": _with_loss_every(ours, x) for x in distances}
+    own_loss = ours.resolve_budgets()
     return {
         METHOD: ours,
-        **{f"{METHOD}-J{x}": _with_loss_every(ours, x) for x in distances},
+        **{n: cfg for n, cfg in losses.items() if cfg.resolve_budgets() != own_loss},
         **{f"TopK-{k}": plain_topk(ours, k) for k in ks},
         **{f"BatchTopK-{k}": _batchtopk(ours, k) for k in ks},
         **{f"JumpReLU-{k}": _jumprelu(ours, k, steps) for k in ks},

@@ -15,6 +15,7 @@ from sae_lens_hierarchical.features import (
     FeatureTable,
     features_of_checkpoint,
     neuronpedia_batch,
+    to_json,
 )
 from tests.helpers import make_crude_sae
 
@@ -105,6 +106,26 @@ def test_the_command_writes_a_batch_for_each_k(folder: Path, tmp_path: Path) -> 
             assert one["activations"]
             for activation in one["activations"]:
                 check(activation, ACTIVATION)
+
+    paths[0].with_name("note.txt").touch()
+    assert main(["features", str(folder), "--force", *options]) == 0
+
+    # Those were of other features.
+    left = [path.name for path in output.rglob("*") if path.is_file()]
+    assert sorted(left) == ["features.html", "features.json", "note.txt"]
+
+
+def test_a_model_and_a_dataset_in_folders_go_by_their_names(
+    table: FeatureTable,
+) -> None:
+    local = {"model": "/home/me/gpt2", "dataset": "/home/me/text"}
+    table = replace(table, provenance=table.provenance | local)
+
+    batch = neuronpedia_batch(table, 8)
+
+    assert batch["model_id"] == "gpt2"
+    assert {one["dataset"] for one in batch["features"]} == {"text"}
+    assert json.loads(to_json(table))["provenance"]["model"] == "…/gpt2"
 
 
 def test_at_k_a_feature_is_active_where_its_rank_is_at_most_k(

@@ -75,6 +75,39 @@ def test_command_line_options_win(make_config: MakeConfig, tmp_path: Path) -> No
     assert main(command) == 2  # it is there already
 
 
+@pytest.mark.parametrize(
+    ("in_file", "options", "loss"),
+    [
+        (
+            {"budgets": [1, 4, 8], "budget_weights": [0.5, 0.25, 0.25]},
+            ["--loss_every", "1"],
+            {"loss_every": 1},
+        ),
+        ({"loss_every": 4}, ["--budgets", "1", "8"], {"budgets": [1, 8]}),
+        (
+            {"budgets": [1, 8], "budget_weights": [3.0, 1.0]},
+            ["--budgets", "2", "8"],
+            {"budgets": [2, 8], "budget_weights": [3.0, 1.0]},
+        ),
+    ],
+)
+def test_another_loss_replaces_the_files(
+    in_file: dict[str, Any],
+    options: list[str],
+    loss: dict[str, Any],
+    make_config: MakeConfig,
+    tmp_path: Path,
+) -> None:
+    source, again = tmp_path / "run.yaml", tmp_path / "again.yaml"
+    source.write_text(to_yaml(changed_fields(make_config(**in_file))))
+
+    command = ["train", "--config", str(source), "--save-config", str(again)]
+    assert main([*command, *options]) == 0
+
+    names = ("loss_every", "budgets", "budget_weights")
+    assert {n: v for n, v in read_config(again).items() if n in names} == loss
+
+
 def test_a_run_trains_from_a_file(make_config: MakeConfig, tmp_path: Path) -> None:
     source = tmp_path / "run.yaml"
     bundled = make_config(dataset_path="bundled text", training_tokens=128)
