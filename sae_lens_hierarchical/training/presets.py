@@ -1,4 +1,4 @@
-"""The paper's runs (Table 1; §3.1 and B.1), and one on the bundled model."""
+"""Runs of the paper's sizes (Table 1; §3.1 and B.1), and one on the bundled model."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> LanguageModelSAERunnerConfig:
-    """Return the config of one of the paper's runs, or of one on the bundled model.
+    """Return the config of a run of the paper's size, or of one on the bundled model.
+
+    SAE, data and optimizer are the paper's, and the loss is the default one: the
+    paper's is ``loss_every=1``.
 
     Args:
         name: One of ``PRESETS``.
