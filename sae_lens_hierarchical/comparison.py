@@ -19,7 +19,7 @@ from sae_lens_hierarchical.saes.checks import check_size
 from sae_lens_hierarchical.training.baselines import paper_comparison
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 
-__all__ = ["compare"]
+__all__ = ["compare", "comparison_ks"]
 
 
 def compare(
@@ -78,12 +78,17 @@ def compare(
         store = ActivationsStore.from_sae(
             store.model, first, held_out, streaming=False, device=cfg.device
         )
-    widths = (n for i in range(ours.k.bit_length() + 2) for n in (2**i, 3 * 2**i))
-    ks = sorted({n for n in widths if n <= min(4 * ours.k, ours.d_sae)} | {ours.k})
+    ks = comparison_ks(ours)
     table = sweep_store(saes, store, ks, contexts=contexts, jumprelu=True)
     table.provenance["training"] = settings
     table.provenance["dataset"] = dataset
     return table
+
+
+def comparison_ks(ours: HierarchicalTopKTrainingSAEConfig) -> list[int]:
+    """Return the k to compare SAEs at: two an octave, up to 4 K."""
+    widths = (n for i in range(ours.k.bit_length() + 2) for n in (2**i, 3 * 2**i))
+    return sorted({n for n in widths if n <= min(4 * ours.k, ours.d_sae)} | {ours.k})
 
 
 def _read_to_its_end(store: ActivationsStore) -> bool:

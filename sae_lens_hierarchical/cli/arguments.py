@@ -188,7 +188,9 @@ def saelens_config(
 
 def given_in(rest: list[str]) -> set[str]:
     """Return the names of SAELens's options that the user gave."""
-    return {option.partition("=")[0].removeprefix("--") for option in rest}
+    given = {option.partition("=")[0].removeprefix("--") for option in rest}
+    # SAELens's parser has two names for one option.
+    return {"architecture" if name == "sae" else name for name in given}
 
 
 def _parse(args: list[str], ours: set[str]) -> Any:

@@ -13,6 +13,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_force,
     add_output,
     add_run_options,
+    given_in,
     is_one_of_several,
     saelens_config,
 )
@@ -78,9 +79,15 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         load_bundled_dataset,
         load_bundled_model,
     )
-    from sae_lens_hierarchical.training.presets import preset_fields, small_run
+    from sae_lens_hierarchical.training.presets import (
+        preset_fields,
+        set_lr_schedule,
+        small_run,
+    )
 
-    fields = preset_fields(options.preset, options.training_tokens)
+    fields = preset_fields(options.preset)
+    if options.training_tokens is not None:
+        fields["training_tokens"] = options.training_tokens
     with ExitStack() as stack:
         data: dict[str, Any] = {}
         if options.preset == BUNDLED:
@@ -95,9 +102,16 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             # SAELens keeps them all, and one has every SAE with its optimizer's state.
             fields["n_checkpoints"] = 1
         cfg = saelens_config(options, fields, rest)
+        set_lr_schedule(cfg, options.preset, given_in(rest))
         if cfg.logger.log_to_wandb:
             check_wandb_login()
         metrics, saes = options.output / "metrics.parquet", options.output / "saes"
+        if saes.exists() and not (metrics.exists() or options.force):
+            raise ValueError(
+                f"{saes} is there already, but no {metrics.name} beside it: the SAEs "
+                "of a comparison that was stopped after training. Start anew with "
+                f"--force, or evaluate them:\n  {_sweep_command(options, cfg)}"
+            )
         refuse_existing(metrics, saes, force=options.force)
         if options.preset == BUNDLED:
             data["model"] = load_bundled_model(cfg.llm_device)
@@ -109,3 +123,17 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     ks = ",".join(map(str, sorted({1, 2} | ours)))
     show_next(f"saebench {shlex.quote(str(folder))} --k {ks}")
     return 0
+
+
+def _sweep_command(options: argparse.Namespace, cfg: Any) -> str:
+    """Return the command that evaluates the SAEs as compare would."""
+    from sae_lens_hierarchical.comparison import comparison_ks
+
+    output = shlex.quote(str(options.output))
+    ks = ",".join(map(str, comparison_ks(cfg.sae)))
+    # Of another dataset, sweep would read the part that was trained on.
+    dataset = "" if options.preset == BUNDLED else " --dataset OTHER_TEXT"
+    return (
+        f"sae-lens-hierarchical sweep {output}/saes/* --k {ks} --jumprelu "
+        f"--contexts {options.contexts}{dataset} --output {output}"
+    )

@@ -31,6 +31,7 @@ from sae_lens_hierarchical.defaults import (
     BUNDLED,
     METRICS_CSV,
     N_BATCHES_IN_BUFFER,
+    TENSORBOARD_FOLDER,
 )
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     from sae_lens_hierarchical.training.config_file import read_config
-    from sae_lens_hierarchical.training.presets import preset_fields
+    from sae_lens_hierarchical.training.presets import preset_fields, set_lr_schedule
     from sae_lens_hierarchical.training.resume import check_model_kwargs
 
     if options.output is not None:
@@ -227,7 +228,7 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
         )
     fields: dict[str, Any] = {"architecture": ARCHITECTURE}
     if options.preset is not None:
-        fields = preset_fields(options.preset, options.training_tokens)
+        fields = preset_fields(options.preset)
         if options.preset == BUNDLED:
             fields["log_to_wandb"] = False
     elif options.from_sae is not None:
@@ -239,6 +240,8 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     if options.training_tokens is not None:
         fields["training_tokens"] = options.training_tokens
     cfg = saelens_config(options, fields, rest)
+    if options.preset is not None:
+        set_lr_schedule(cfg, options.preset, given_in(rest))
     if options.save_config is None and not options.dry_run:
         for check in _checks(options, cfg).values():
             check()
@@ -281,7 +284,7 @@ def _checks(options: argparse.Namespace, cfg: Any) -> dict[str, Callable[[], Non
     if cfg.logger.log_to_wandb:
         checks["login to Weights & Biases"] = check_wandb_login
     if cfg.output_path is not None:
-        written = ["cfg.json", *([METRICS_CSV] if "csv" in cfg.log_to else [])]
+        written = ("cfg.json", METRICS_CSV, TENSORBOARD_FOLDER)
         files = [Path(cfg.output_path) / name for name in written]
         checks["no output is replaced"] = partial(
             refuse_existing, *files, option="--output_path", force=options.force
@@ -307,6 +310,7 @@ def _is_finished(options: argparse.Namespace) -> bool:
     )
     from sae_lens_hierarchical.training.resume import (
         finished_sae,
+        is_output_of,
         is_where_it_was_written,
         progress,
     )
@@ -317,6 +321,10 @@ def _is_finished(options: argparse.Namespace) -> bool:
         print(f"The run of {folder} has ended: nothing to do. The SAE: {done}")
         return True
     run = read_runner_cfg(folder)
+    target = run.get("output_path") if options.output is None else options.output
+    if target is not None and not is_output_of(target, run):
+        file = Path(target) / "cfg.json"
+        refuse_existing(file, option="--output", force=options.force)
     if is_where_it_was_written(folder, run) and _logs(run):
         check_wandb_login()
     print(f"Resuming {folder}, {progress(folder)}")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of its HTTP library
+)
 from huggingface_hub.hf_api import RepoFile
 from sae_lens import SAE
 
@@ -62,7 +67,7 @@ def push_to_hub(
     Raises:
         ValueError: If there is no such SAE, ``sae_id`` is no such path, or the table
             has no rows of the SAE. Nothing is asked of the Hub then.
-        Exception: What ``huggingface_hub`` raises where it cannot upload.
+        OSError: If the Hub refuses, or cannot be reached.
     """
     if metrics is not None:
         metrics_sae = choose_sae(metrics, metrics_sae)
@@ -88,19 +93,34 @@ def push_to_hub(
         (staging / _CARD).write_text(card, encoding="utf-8")
 
         api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         additions = [
             CommitOperationAdd(f"{root}/{file.relative_to(staging).as_posix()}", file)
             for file in sorted(staging.rglob("*"))
             if file.is_file()
         ]
-        if _top_card_is_ours(api, repo_id, str(root), revision):
-            top = _at_top(card, str(root)).encode()
-            additions.append(CommitOperationAdd(_CARD, top))
-        message = f"Upload {root}"
-        return api.create_commit(
-            repo_id, additions, commit_message=message, revision=revision
-        ).commit_url
+        with _one_error(api.endpoint):
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if _top_card_is_ours(api, repo_id, str(root), revision):
+                top = _at_top(card, str(root)).encode()
+                additions.append(CommitOperationAdd(_CARD, top))
+            message = f"Upload {root}"
+            return api.create_commit(
+                repo_id, additions, commit_message=message, revision=revision
+            ).commit_url
+
+
+@contextmanager
+def _one_error(endpoint: str) -> Generator[None]:
+    """Turn the errors of a connection, which are no OSErrors, into one."""
+    try:
+        yield
+    except OSError:  # a refusal, which says why
+        raise
+    except HTTPError as error:
+        raise ConnectionError(
+            f"the Hub ({endpoint}) cannot be reached: {error}. Nothing was committed: "
+            "try again"
+        ) from error
 
 
 def _join_id(root: str | None, name: str) -> str:

@@ -22,6 +22,7 @@ from sae_lens_hierarchical.training.precision import (
 __all__ = [
     "RUN_FIELDS",
     "LanguageModelSAERunnerConfig",
+    "check_lr_schedule",
     "check_trainable",
     "flat_field_names",
 ]
@@ -101,6 +102,19 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
             sae = config_class(**of_sae)
         of_runner = {n: v for n, v in settings.items() if n in runner_names}
         super().__init__(sae=sae, **of_runner)
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """Raise a ValueError if the run would have no step, or a schedule longer."""
+        batch, tokens = self.train_batch_size_tokens, self.training_tokens
+        if batch < 1:
+            raise ValueError(f"train_batch_size_tokens must be at least 1, got {batch}")
+        if tokens < batch:
+            raise ValueError(
+                f"training_tokens must be at least train_batch_size_tokens={batch}, "
+                f"which is one step, got {tokens}"
+            )
+        check_lr_schedule(self)
 
 
 def flat_field_names(architecture: str) -> set[str]:
@@ -112,6 +126,22 @@ def flat_field_names(architecture: str) -> set[str]:
     runner, sae = sae_lens.LanguageModelSAERunnerConfig, _config_class(architecture)
     names = _init_names(runner) | _init_names(sae) | _init_names(LoggingConfig)
     return (names | RUN_FIELDS) - {"logger", "metadata"}
+
+
+def check_lr_schedule(cfg: sae_lens.LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raise a ValueError if the learning rate's warm-up and decay exceed the run.
+
+    SAELens would train on without ever reaching ``lr``.
+    """
+    warm_up, decay = cfg.lr_warm_up_steps, cfg.lr_decay_steps
+    steps = cfg.total_training_steps
+    if min(warm_up, decay) < 0 or warm_up + decay > steps:
+        raise ValueError(
+            "lr_warm_up_steps and lr_decay_steps must be at least 0, and together at "
+            f"most the run's {steps} steps (training_tokens="
+            f"{cfg.training_tokens} by train_batch_size_tokens="
+            f"{cfg.train_batch_size_tokens}), got {warm_up} and {decay}"
+        )
 
 
 def check_trainable(name: str, sae: TrainingSAEConfig) -> None:

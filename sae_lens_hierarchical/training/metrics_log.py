@@ -11,11 +11,9 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from sae_lens_hierarchical.defaults import LOG_TO, METRICS_CSV
+from sae_lens_hierarchical.defaults import LOG_TO, METRICS_CSV, TENSORBOARD_FOLDER
 
 __all__ = ["MetricsLog", "check_can_log", "check_log_to", "open_metrics_log"]
-
-_TENSORBOARD_FOLDER = "tensorboard"
 
 
 def check_log_to(log_to: Sequence[str]) -> list[str]:
@@ -68,15 +66,24 @@ def open_metrics_log(cfg: Any, step: int) -> Generator[MetricsLog | None]:
     Args:
         cfg: The run's, for one SAE or several.
         step: The one that comes next. What a log holds from there on is of a run that
-            was killed, and is replaced; what is before it stays if this is not 0.
+            was killed, and is replaced; what is before it stays. If this is 0, all
+            logs in the folder are of another run, and are removed.
     """
     folder, log_to = _folder(cfg), getattr(cfg, "log_to", ())
+    if folder is not None and step == 0:
+        _remove_logs(folder)
     if not log_to or folder is None:
         yield None
         return
     with ExitStack() as stack:
         opened = [stack.enter_context(_WRITERS[name](folder, step)) for name in log_to]
         yield MetricsLog(opened)
+
+
+def _remove_logs(folder: Path) -> None:
+    events = (folder / TENSORBOARD_FOLDER).glob("events.out.tfevents.*")
+    for file in (folder / METRICS_CSV, *events):
+        file.unlink(missing_ok=True)
 
 
 class _Writer(Protocol):
@@ -136,7 +143,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        to = str(folder / _TENSORBOARD_FOLDER)
+        to = str(folder / TENSORBOARD_FOLDER)
         self._writer = SummaryWriter(to, purge_step=step or None)
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,12 @@ from sae_lens_hierarchical.defaults import (
     BUNDLED,
     N_BATCHES_IN_BUFFER,
 )
-from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
+from sae_lens_hierarchical.training.config import (
+    LanguageModelSAERunnerConfig,
+    check_lr_schedule,
+)
 
-__all__ = ["PRESETS", "preset", "preset_fields", "small_run"]
+__all__ = ["PRESETS", "preset", "preset_fields", "set_lr_schedule", "small_run"]
 
 # Of the paper: the SAE, the optimizer's rate, the data and the batch. Its loss is
 # loss_every=1; the default is the better one where it was measured (docs/recipe.md).
@@ -31,7 +34,6 @@ _PAPER: dict[str, Any] = {
     "architecture": ARCHITECTURE,
     "d_sae": 65_536,
     "k": 128,
-    "unit_norm_decoder": True,
     "lr": 8e-4,
     "dataset_path": "HuggingFaceFW/fineweb",
     "training_tokens": 1_000_000_000,
@@ -71,7 +73,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "d_in": 128,
         "d_sae": 3072,
         "k": 16,
-        "unit_norm_decoder": True,
         "model_name": BUNDLED_MODEL_NAME,
         "hook_name": BUNDLED_HOOK_NAME,
         "dataset_path": BUNDLED_DATASET_NAME,
@@ -104,33 +105,48 @@ def preset(name: str, **changes: Any) -> LanguageModelSAERunnerConfig:
         ValueError: If there is no such preset, or a value does not fit.
         TypeError: If a field is unknown.
     """
-    fields = preset_fields(name, changes.get("training_tokens"))
+    fields = preset_fields(name)
     if name == BUNDLED:
         fields["logger"] = LoggingConfig(log_to_wandb=False)
-    return LanguageModelSAERunnerConfig(**{**fields, **changes})
+    cfg = LanguageModelSAERunnerConfig(**{**fields, **changes})
+    set_lr_schedule(cfg, name, given=changes)
+    return cfg
 
 
-def preset_fields(name: str, training_tokens: int | None = None) -> dict[str, Any]:
-    """Return the fields of a preset.
+def preset_fields(name: str) -> dict[str, Any]:
+    """Return a preset's fields; ``set_lr_schedule`` adds the learning rate's schedule.
 
     Args:
         name: One of ``PRESETS``.
-        training_tokens: In place of the preset's own; the bundled model's schedule of
-            the learning rate follows.
 
     Raises:
         ValueError: If there is no such preset.
     """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
-    fields = dict(PRESETS[name])
-    if training_tokens is not None:
-        fields["training_tokens"] = training_tokens
+    return dict(PRESETS[name])
+
+
+def set_lr_schedule(
+    cfg: LanguageModelSAERunnerConfig, name: str, given: Collection[str] = ()
+) -> None:
+    """Fit a preset's warm-up and decay of the learning rate to the steps of a run.
+
+    Args:
+        cfg: The run's config, with its tokens and its batch.
+        name: One of ``PRESETS``.
+        given: Fields that were set otherwise, and stay.
+    """
+    steps = cfg.total_training_steps
+    # The paper is silent; docs/recipe.md was measured with a twentieth and a fifth.
+    schedule = {"lr_warm_up_steps": steps // 20, "lr_decay_steps": steps // 5}
     if name == BUNDLED:
-        steps = fields["training_tokens"] // fields["train_batch_size_tokens"]
-        fields["lr_warm_up_steps"] = min(20, steps // 5)
-        fields["lr_decay_steps"] = steps // 4
-    return fields
+        schedule = {"lr_warm_up_steps": min(20, steps // 5)}
+        schedule["lr_decay_steps"] = steps // 4
+    for field, value in schedule.items():
+        if field not in given:
+            setattr(cfg, field, value)
+    check_lr_schedule(cfg)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ __all__ = [
     "check_model_kwargs",
     "checkpoint_to_resume",
     "finished_sae",
+    "is_output_of",
     "is_where_it_was_written",
     "make_paths_absolute",
     "progress",
@@ -146,15 +147,23 @@ def finished_sae(checkpoint: Path) -> Path | None:
         ValueError: If a config is damaged.
     """
     run = read_runner_cfg(checkpoint)
-    output = run.get("output_path")
-    if output is None or not (Path(output) / RUNNER_CFG_FILENAME).is_file():
+    output, tokens = run.get("output_path"), run.get("training_tokens")
+    if output is None or not is_output_of(output, run):
         return None
-    wrote = read_json(Path(output) / RUNNER_CFG_FILENAME)
+    ended = read_json(Path(output) / RUNNER_CFG_FILENAME).get("training_tokens")
+    return Path(output) if ended == tokens else None
+
+
+def is_output_of(folder: str | Path, runner_cfg: Mapping[str, Any]) -> bool:
+    """Tell whether the SAE in a folder is a run's own, of this sitting or one before.
+
+    Raises:
+        ValueError: If the folder's config is damaged.
+    """
+    file = Path(folder) / RUNNER_CFG_FILENAME
     # SAELens gives each run a checkpoint_path of its own.
-    same = ("checkpoint_path", "training_tokens")
-    if any(wrote.get(name) != run.get(name) for name in same):
-        return None
-    return Path(output)
+    checkpoints = runner_cfg.get("checkpoint_path")
+    return file.is_file() and read_json(file).get("checkpoint_path") == checkpoints
 
 
 def progress(checkpoint: Path) -> str:

@@ -18,6 +18,9 @@ __all__ = ["stopping_on_signals"]
 @contextmanager
 def stopping_on_signals(trainer: ResumableTrainerMixin) -> Generator[None]:
     """Stop ``trainer`` after its step on SIGINT or SIGTERM; a second one kills."""
+    what_stays = "with a checkpoint"
+    if trainer.cfg.checkpoint_path is None:
+        what_stays = "without a checkpoint, as checkpoint_path is None"
     # Python delivers signals to the main thread alone and takes handlers only there.
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -26,7 +29,7 @@ def stopping_on_signals(trainer: ResumableTrainerMixin) -> Generator[None]:
 
     def stop(number: int, _frame: Any) -> None:
         trainer.stop_requested = True
-        logger.warning("Stopping after this step, with a checkpoint")
+        logger.warning(f"Stopping after this step, {what_stays}")
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

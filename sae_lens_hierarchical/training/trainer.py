@@ -43,7 +43,8 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, checkpoint: Path | None) -> None:
         self.checkpoint = checkpoint
         super().__init__(
-            "interrupted, without a checkpoint: checkpoint_path is None"
+            "interrupted, without a checkpoint: checkpoint_path is None. With a folder "
+            "there (--checkpoint_path checkpoints) a run can be resumed"
             if checkpoint is None
             else f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}"
         )
