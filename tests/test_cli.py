@@ -94,6 +94,20 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--loss_evry", "8"], "did you mean --loss_every"),
         (["train", "--archtecture", "topk"], "did you mean --architecture?"),
         (["train", "--architecture", "hierachical"], "invalid choice: 'hierachical'"),
+        (["train", "--loss_every", "129"], "loss_every must be at most k=128, got 129"),
+        (
+            ["train", "--preset", "bundled", "--training_tokens=-5"],
+            "training_tokens must be at least train_batch_size_tokens=512",
+        ),
+        (
+            ["train", "--preset", "bundled", "--training_tokens=511", "--dry-run"],
+            "which is one step, got 511",
+        ),
+        (["train", "--train_batch_size_tokens=0"], "train_batch_size_tokens must be"),
+        (
+            ["train", "--preset", "bundled", "--lr_decay_steps=3900"],
+            "at most the run's 3906 steps (training_tokens=2000000",
+        ),
     ],
 )
 def test_bad_values_are_one_clear_line(
@@ -232,6 +246,30 @@ def test_train_and_resume(
 
 
 @pytest.mark.usefixtures("local")
+def test_resuming_does_not_replace_another_runs_sae(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = "--d_in 128 --d_sae 64 --k 8 --n_checkpoints 1"
+    assert main(["train", *sizes.split(), *options_of(make_config())]) == 0
+    shutil.rmtree(tmp_path / "output")
+    save_sae(tmp_path / "output")
+    shutil.copytree(tmp_path / "output", tmp_path / "elsewhere")
+    weights = (tmp_path / "output" / "sae_weights.safetensors").read_bytes()
+    resume = ["train", "--resume", str(tmp_path / "checkpoints")]
+
+    for options in ([], ["--output", str(tmp_path / "elsewhere")]):
+        capsys.readouterr()
+        assert main([*resume, *options]) == 2
+        assert "another folder with --output, or" in capsys.readouterr().err
+
+    for folder in ("output", "elsewhere"):
+        file = tmp_path / folder / "sae_weights.safetensors"
+        assert file.read_bytes() == weights
+    assert main([*resume, "--force"]) == 0
+    assert SAE.load_from_disk(tmp_path / "output").cfg.d_in == 128
+
+
+@pytest.mark.usefixtures("local")
 def test_an_interrupt_prints_the_command_that_goes_on(
     make_config: MakeConfig,
     tmp_path: Path,
@@ -254,6 +292,28 @@ def test_an_interrupt_prints_the_command_that_goes_on(
     _, *again = said[-1].split()
     assert main(again) == 0
     assert (tmp_path / "output" / "sae_weights.safetensors").is_file()
+
+
+def test_an_interrupt_without_checkpoints_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    step = ResumableSAETrainer.step
+
+    def step_and_stop(self: ResumableSAETrainer, batch: torch.Tensor) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr(ResumableSAETrainer, "step", step_and_stop)
+    command = ["train", "--preset", "bundled", "--training_tokens", "4096"]
+    options = ["--d_sae=64", "--k=4", f"--output_path={tmp_path / 'sae'}"]
+
+    assert main([*command, *options]) == 130
+
+    assert "Stopping after this step, without a checkpoint" in caplog.text
+    assert "--checkpoint_path checkpoints" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("local")
@@ -331,8 +391,9 @@ def test_the_bundled_preset_trains_with_no_network(
     assert "metrics/explained_variance_k4" in header
     assert len(rows) == 2
     (tmp_path / "sae" / "cfg.json").unlink()
-    assert main([*command, *options, *log]) == 2
-    assert "training_metrics.csv is there already" in capsys.readouterr().err
+    for again in (log, []):
+        assert main([*command, *options, *again]) == 2
+        assert "training_metrics.csv is there already" in capsys.readouterr().err
 
 
 def save_sae(folder: Path) -> HierarchicalTopKSAE:
@@ -488,6 +549,19 @@ def test_bad_pushes_are_one_clear_line(
 
     assert message in capsys.readouterr().err
     assert hub.requests == []
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_line(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_sae(tmp_path / "sae")
+    hub.server_close()  # the port refuses connections from now on
+
+    assert main(["push", str(tmp_path / "sae"), "user/repo", "--sae-id", "a"]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be reached" in line
+    assert "Nothing was committed" in line
 
 
 def test_what_the_hub_refuses_is_one_clear_line(

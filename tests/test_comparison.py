@@ -26,6 +26,7 @@ from sae_lens_hierarchical import (
 )
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.comparison import compare
+from sae_lens_hierarchical.defaults import COMPARISON_CONTEXTS
 from sae_lens_hierarchical.eval.table import read_table
 from sae_lens_hierarchical.training.baselines import paper_comparison
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
@@ -187,6 +188,28 @@ def test_bad_comparisons_are_refused_before_training(
 
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_saes_of_a_stopped_comparison_can_be_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "saes" / "HierarchicalTopK").mkdir(parents=True)
+
+    assert main(["compare", "--k=2", "--output", str(tmp_path / "out")]) == 2
+
+    *_, command = capsys.readouterr().err.splitlines()
+    assert command.split() == [
+        "sae-lens-hierarchical",
+        "sweep",
+        f"{tmp_path}/out/saes/*",
+        "--k",
+        "1,2,3,4,6,8",
+        "--jumprelu",
+        "--contexts",
+        str(COMPARISON_CONTEXTS),
+        "--output",
+        f"{tmp_path}/out",
+    ]
 
 
 def test_compare_names_its_presets(capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,6 +203,9 @@ def _parse(args: list[str], ours: set[str]) -> Any:
             return _parse_cfg_args(args)
     except argparse.ArgumentError as error:
         raise ValueError(with_suggestion(str(error), ())) from None
+    except ZeroDivisionError:
+        message = "train_batch_size_tokens must be at least 1, got 0"
+        raise ValueError(message) from None
     except SystemExit:
         usage, _, message = shown.getvalue().strip().rpartition("error: ")
         known = options_in(usage) | ours

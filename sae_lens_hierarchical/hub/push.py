@@ -111,14 +111,15 @@ def push_to_hub(
 
 @contextmanager
 def _one_error(endpoint: str) -> Generator[None]:
-    """Turn the errors of a connection, which are no OSErrors, into one."""
+    """Make an OSError of what goes wrong with a connection."""
     try:
         yield
     except OSError:  # a refusal, which says why
         raise
-    except HTTPError as error:
+    except (HTTPError, RuntimeError) as error:  # RuntimeError: of a file's upload
+        reason = error.__cause__ or error
         raise ConnectionError(
-            f"the Hub ({endpoint}) cannot be reached: {error}. Nothing was committed: "
+            f"the Hub ({endpoint}) cannot be reached: {reason}. Nothing was committed: "
             "try again"
         ) from error
 

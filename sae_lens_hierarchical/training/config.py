@@ -101,14 +101,15 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
                 raise TypeError(f"{architecture} needs the fields {missing}")
             sae = config_class(**of_sae)
         of_runner = {n: v for n, v in settings.items() if n in runner_names}
+        batch = of_runner.get("train_batch_size_tokens", 1)
+        if batch < 1:  # SAELens divides by it
+            raise ValueError(f"train_batch_size_tokens must be at least 1, got {batch}")
         super().__init__(sae=sae, **of_runner)
         self._check_steps()
 
     def _check_steps(self) -> None:
-        """Raise a ValueError if the run would have no step, or a schedule longer."""
+        """Raise a ValueError if the run has no step, or a schedule that is longer."""
         batch, tokens = self.train_batch_size_tokens, self.training_tokens
-        if batch < 1:
-            raise ValueError(f"train_batch_size_tokens must be at least 1, got {batch}")
         if tokens < batch:
             raise ValueError(
                 f"training_tokens must be at least train_batch_size_tokens={batch}, "

@@ -75,6 +75,31 @@ def test_command_line_options_win(make_config: MakeConfig, tmp_path: Path) -> No
     assert main(command) == 2  # it is there already
 
 
+def saved(tmp_path: Path, *options: str) -> dict[str, Any]:
+    """Return the fields that ``train`` with these options would train with."""
+    file = tmp_path / "saved.yaml"
+    assert main(["train", *options, "--save-config", str(file), "--force"]) == 0
+    return read_config(file)
+
+
+def test_a_presets_schedule_fits_the_run(tmp_path: Path) -> None:
+    shorter = ["--training_tokens=20480", "--train_batch_size_tokens=1024"]
+
+    bundled = saved(tmp_path, "--preset=bundled", *shorter)
+    assert (bundled["lr_warm_up_steps"], bundled["lr_decay_steps"]) == (4, 5)
+    gemma = saved(tmp_path, "--preset=gemma-2-2b-layer-12", *shorter)
+    assert (gemma["lr_warm_up_steps"], gemma["lr_decay_steps"]) == (1, 4)
+    asked = saved(tmp_path, "--preset=bundled", *shorter, "--lr_decay_steps=7")
+    assert (asked["lr_warm_up_steps"], asked["lr_decay_steps"]) == (4, 7)
+
+
+@pytest.mark.parametrize("option", ["--architecture", "--sae"])
+def test_presets_train_other_architectures(option: str, tmp_path: Path) -> None:
+    fields = saved(tmp_path, "--preset=bundled", option, "topk")
+
+    assert (fields["architecture"], fields["k"], fields["d_in"]) == ("topk", 16, 128)
+
+
 @pytest.mark.parametrize(
     ("in_file", "options", "loss"),
     [

@@ -114,6 +114,18 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in scalars] == [(0, 1.5), (1, 2.5)]
 
 
+def test_a_new_run_leaves_no_logs_of_another(tmp_path: Path) -> None:
+    with log_of(tmp_path, 0, "csv", "tensorboard") as log:
+        log.write(0, {"a": 1.0})
+    mine = tmp_path / "tensorboard" / "notes.txt"
+    mine.write_text("not a log")
+
+    with log_of(tmp_path, 0) as log:
+        assert log is None
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
     several: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
