@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ def run_absorption(
         llm_dtype=bench.facts.dtype,
         **settings,
     )
-    words = absorption_vocab.get_alpha_tokens(bench.model.tokenizer)
+    words = absorption_vocab.get_alpha_tokens(_in_order(bench.model.tokenizer))
     _check_words(words)
     note = {"vocabulary": texts_sha256(words)}
     planned = bench.pending("absorption", saes, ks, config, note)
@@ -180,9 +181,19 @@ def _at_hook(model: Any, sae: Any) -> Any:
 
     return SimpleNamespace(
         cfg=SimpleNamespace(model_name=_NAME, d_model=sae.cfg.d_in),
-        tokenizer=model.tokenizer,
+        tokenizer=_in_order(model.tokenizer),
         to_tokens=lambda prompt: to_tokens(model, [prompt]),
         run_with_cache=run_with_cache,
+    )
+
+
+def _in_order(tokenizer: Any) -> Any:
+    """Return what SAEBench asks of a tokenizer, with its vocabulary by id."""
+    # Fast tokenizers have it in another order each time, and words are drawn by order.
+    vocabulary = tokenizer.get_vocab()
+    return SimpleNamespace(
+        vocab=dict(sorted(vocabulary.items(), key=itemgetter(1))),
+        convert_tokens_to_string=tokenizer.convert_tokens_to_string,
     )
 
 
