@@ -21,8 +21,8 @@ _MAIN = {
     ("autointerp", "autointerp_score"): "AutoInterp",
     ("sae", "sae_top_1_test_accuracy"): "probing, 1 feature",
     ("mean", "mean_absorption_fraction_score"): "absorption",
-    ("scr_metrics", "scr_metric_threshold_20"): "SCR, 20 features",
-    ("tpp_metrics", "tpp_threshold_20_total_metric"): "TPP, 20 features",
+    ("scr_metrics", "scr_metric_threshold_20"): "SCR (20 ablated)",
+    ("tpp_metrics", "tpp_threshold_20_total_metric"): "TPP (20 ablated)",
 }
 
 
