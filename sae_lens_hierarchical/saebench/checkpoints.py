@@ -53,7 +53,8 @@ def saebench_checkpoints(
         checkpoints: SAEs of SAELens that were trained on one model, as ``find_saes``
             takes them: folders, or ids on the Hub or of SAELens's releases.
         ks: Strictly increasing numbers of features.
-        evals: Some of ``EVALS``.
+        evals: Some of ``core``, ``autointerp``, ``sparse_probing``, ``absorption`` and
+            ``scr_and_tpp``.
         output: Where the results go.
         judge: The chat model that AutoInterp asks.
         model_name: A model on the Hub or on disk; default the SAEs' own.

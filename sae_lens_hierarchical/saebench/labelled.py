@@ -29,7 +29,7 @@ def check_names(field: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def folders_of(names: Sequence[str]) -> list[str]:
-    """Return the folders, or names on the Hub, that datasets are parts of, once each."""
+    """Return the folders, or names on the Hub, that hold datasets, each once."""
     return list(dict.fromkeys(map(_folder, names)))
 
 

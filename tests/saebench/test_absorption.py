@@ -43,8 +43,8 @@ def embedding(word: str) -> Tensor:
 def save_model(folder: Path, words: list[str]) -> None:
     others = ["<s>", ":", "has", "the", "first", "letter", *LETTERS.upper()]
     vocabulary = {token: n for n, token in enumerate([*others, *words])}
-    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))  # noqa: S106
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     special: Any = {f"{name}_token": "<s>" for name in ("bos", "eos", "pad", "unk")}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, **special)
     tokenizer.save_pretrained(folder)
@@ -151,5 +151,5 @@ def test_a_tokenizer_with_too_few_words_is_said(tmp_path: Path) -> None:
     save_model(tmp_path / "model", words)
     saes = {"clean": make_sae(tmp_path / "model", "HookedTransformer", absorbs=False)}
 
-    with pytest.raises(ValueError, match="5 words of each first letter .* with x, z"):
+    with pytest.raises(ValueError, match=r"5 words of each first letter .* with x, z"):
         new_bench(saes, tmp_path / "results").absorption(saes, [2])
