@@ -10,7 +10,10 @@ from datasets import load_dataset
 
 from sae_lens_hierarchical.saebench.extra import dataset_info, scr_and_tpp_main
 
-__all__ = ["check_names", "check_rows", "folders_of"]
+__all__ = ["SCR_DATASETS", "check_names", "check_rows", "folders_of"]
+
+
+SCR_DATASETS = sorted(scr_and_tpp_main.COLUMN2_VALS_LOOKUP)
 
 
 def check_names(field: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -51,7 +54,8 @@ def check_rows(config: Any) -> None:
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"scr_and_tpp needs the dataset {folder}, which is no folder with data "
-                f"in the working directory and does not come from the Hub: {reason}"
+                f"in the working directory and does not come from the Hub ({reason}): "
+                f"scr_datasets may be some of {SCR_DATASETS}"
             ) from None
         about = dataset_info.dataset_metadata[folder]
         columns = [about["column1_name"], about["column2_name"]]

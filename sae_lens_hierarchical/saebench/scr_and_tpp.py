@@ -19,8 +19,13 @@ from sae_lens_hierarchical.saebench.extra import (
     scr_and_tpp_output,
 )
 from sae_lens_hierarchical.saebench.inputs import folders_sha256
-from sae_lens_hierarchical.saebench.labelled import check_names, check_rows, folders_of
-from sae_lens_hierarchical.saebench.pending import each_with_its_sae
+from sae_lens_hierarchical.saebench.labelled import (
+    SCR_DATASETS,
+    check_names,
+    check_rows,
+    folders_of,
+)
+from sae_lens_hierarchical.saebench.pending import PendingResult, each_with_its_sae
 
 __all__ = ["run_scr_and_tpp"]
 
@@ -33,30 +38,36 @@ def run_scr_and_tpp(
     **settings: Any,
 ) -> None:
     """Do what ``SAEBench.scr_and_tpp`` says."""
-    check_names("scr_datasets", datasets, list(scr_and_tpp_main.COLUMN2_VALS_LOOKUP))
+    check_names("scr_datasets", datasets, SCR_DATASETS)
     if datasets:
         settings["dataset_names"] = list(datasets)
-    for perform_scr in (True, False):
+    runs: list[tuple[Any, list[PendingResult]]] = []
+    for eval_type in ("scr", "tpp"):
         config = scr_and_tpp_config.ScrAndTppEvalConfig(
-            perform_scr=perform_scr,
+            perform_scr=eval_type == "scr",
             model_name=bench.facts.name,
             random_seed=SEED,
             llm_batch_size=bench.batch_size,
             llm_dtype=bench.facts.dtype,
             **settings,
         )
-        _run(bench, saes, ks, config)
+        _check_n_values(config.n_values, saes)
+        note = {"labelled data": folders_sha256(folders_of(config.dataset_names))}
+        runs.append((config, bench.pending(eval_type, saes, ks, config, note)))
+    # Both before either: they may take hours.
+    for config, planned in runs:
+        if planned:
+            check_rows(config)
+    for config, planned in runs:
+        _run(bench, saes, config, planned)
 
 
 def _run(
-    bench: Bench, saes: Mapping[str, SAE[Any]], ks: Sequence[int], config: Any
+    bench: Bench,
+    saes: Mapping[str, SAE[Any]],
+    config: Any,
+    planned: Sequence[PendingResult],
 ) -> None:
-    _check_n_values(config.n_values, saes)
-    eval_type = "scr" if config.perform_scr else "tpp"
-    note = {"labelled data": folders_sha256(folders_of(config.dataset_names))}
-    planned = bench.pending(eval_type, saes, ks, config, note)
-    if planned:
-        check_rows(config)
     # The folder is for the model's activations, which the SAEs of a hook share. The
     # gradients, which SAEBench turns on and off, are as before in the end.
     with TemporaryDirectory(dir=bench.output) as artifacts, torch.enable_grad():

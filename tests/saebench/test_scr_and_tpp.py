@@ -40,7 +40,7 @@ def write_bios(folder: Path, texts: dict[str, int] = TEXTS) -> None:
     ]
     for split, number in texts.items():
         with (folder / f"{split}.csv").open("w") as file:
-            rows = csv.writer(file)
+            rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["hard_text", "profession", "gender"])
             for n in range(number):
                 for profession, letter in PROFESSIONS.items():
@@ -117,4 +117,11 @@ def test_datasets_that_do_not_do_are_said_before_anything_runs(
         "test_set_size = 20 needs at least 11 rows of LabHC/bias_in_bios in test with "
         "profession = 21 and gender = 0, and it has 10"
     )
+    write_bios(folder)
+    # TPP's are looked at before SCR runs.
+    for split in TEXTS:
+        lines = (folder / f"{split}.csv").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if not line.endswith(",2,1\n")]
+        (folder / f"{split}.csv").write_text("".join(kept))
+    expect("at least 10 rows .* in train with profession = 2 and gender = 1, .* has 0")
     assert not any(path.is_file() for path in bench.output.rglob("*"))
