@@ -38,7 +38,7 @@ def add_parser(commands: Subparsers) -> None:
         type=names,
         default=["core"],
         metavar="NAME,...",
-        help="core (default), autointerp and sparse_probing",
+        help="core (default), autointerp, sparse_probing, absorption and scr_and_tpp",
     )
     add_model(command)
     add_dataset(command, SAEBENCH_CONTEXTS)
@@ -73,7 +73,14 @@ def add_parser(commands: Subparsers) -> None:
         type=names,
         default=[],
         metavar="NAME,...",
-        help="default: all that SAEBench has",
+        help="for sparse_probing (default: all that SAEBench has)",
+    )
+    command.add_argument(
+        "--scr-datasets",
+        type=names,
+        default=[],
+        metavar="NAME,...",
+        help="for scr_and_tpp (default: both that SAEBench has)",
     )
     command.add_argument(
         "--batch-size",
@@ -119,6 +126,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         contexts=options.contexts,
         latents=options.latents,
         probing_datasets=options.probing_datasets,
+        scr_datasets=options.scr_datasets,
         batch_size=options.batch_size,
         device=options.device,
         force=options.force,
@@ -126,7 +134,9 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     )
     results = read_results(options.output)
     Console().print(results_table(results))
-    written = ", ".join(f"{options.output / name}" for name in options.evals)
+    # One eval of SAEBench has results of two kinds.
+    kinds = ",".join(options.evals).replace("scr_and_tpp", "scr,tpp").split(",")
+    written = ", ".join(f"{options.output / kind}" for kind in kinds)
     print(f"{written}: a JSON file of SAEBench's for each SAE and k")
     table = SWEEP_OUTPUT / "metrics.parquet"
     if "autointerp" in options.evals and table.exists():

@@ -16,19 +16,14 @@ from sae_lens_hierarchical.loading import (
     load_model_and_dataset,
     load_saes,
 )
-from sae_lens_hierarchical.saebench.evals import (
-    SAEBench,
-    draw_tokens,
-)
+from sae_lens_hierarchical.saebench.evals import SAEBench, draw_tokens
 from sae_lens_hierarchical.saebench.judge import Judge
 
 __all__ = ["saebench_checkpoints"]
 
-EVALS = ("core", "autointerp", "sparse_probing")
-# SAEBench's other evals, and why they do not run here.
+EVALS = ("core", "autointerp", "sparse_probing", "absorption", "scr_and_tpp")
+# SAEBench's other eval, and why it does not run here.
 _NOT_HERE = {
-    "absorption": "is an eval of SAEBench that does not run at many k here yet",
-    "scr_and_tpp": "is an eval of SAEBench that does not run at many k here yet",
     "unlearning": "needs WMDP's corpus bio-forget-corpus, a gated download that no "
     "other text can stand in for, and does not run here",
 }
@@ -46,6 +41,7 @@ def saebench_checkpoints(
     contexts: int = SAEBENCH_CONTEXTS,
     latents: int = JUDGED_LATENTS,
     probing_datasets: Sequence[str] = (),
+    scr_datasets: Sequence[str] = (),
     batch_size: int = STORE_BATCH_SIZE,
     device: str = DEVICE,
     force: bool = False,
@@ -57,7 +53,8 @@ def saebench_checkpoints(
         checkpoints: SAEs of SAELens that were trained on one model, as ``find_saes``
             takes them: folders, or ids on the Hub or of SAELens's releases.
         ks: Strictly increasing numbers of features.
-        evals: Some of ``core``, ``autointerp`` and ``sparse_probing``.
+        evals: Some of ``core``, ``autointerp``, ``sparse_probing``, ``absorption`` and
+            ``scr_and_tpp``.
         output: Where the results go.
         judge: The chat model that AutoInterp asks.
         model_name: A model on the Hub or on disk; default the SAEs' own.
@@ -65,7 +62,8 @@ def saebench_checkpoints(
             trained on, or for the bundled model its held-out dataset.
         contexts: How many contexts of it to use, where it has as many.
         latents: How many features AutoInterp explains for each SAE and k.
-        probing_datasets: Some of SAEBench's datasets; default all.
+        probing_datasets: Some of SAEBench's datasets for sparse probing; default all.
+        scr_datasets: Some of its datasets for SCR and TPP; default both.
         batch_size: Contexts in one forward pass of the model.
         device: Where to put the model and the SAEs.
         force: Whether to make results again that are there.
@@ -103,3 +101,7 @@ def saebench_checkpoints(
         bench.autointerp(saes, ks, judge, latents)
     if "sparse_probing" in evals:
         bench.sparse_probing(saes, ks, probing_datasets)
+    if "absorption" in evals:
+        bench.absorption(saes, ks)
+    if "scr_and_tpp" in evals:
+        bench.scr_and_tpp(saes, ks, scr_datasets)

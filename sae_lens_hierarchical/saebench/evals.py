@@ -1,63 +1,34 @@
-"""SAEBench's evals at every k: core, AutoInterp and sparse probing."""
+"""SAEBench's evals at every k, each of which a module of its own runs."""
 
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import groupby
-from operator import attrgetter
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
-from sae_lens import SAE, ActivationsStore
+from sae_lens import SAE
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from sae_lens_hierarchical.defaults import JUDGED_LATENTS, STORE_BATCH_SIZE
-from sae_lens_hierarchical.eval.splicing import HookLocation
+from sae_lens_hierarchical.defaults import JUDGED_LATENTS
 from sae_lens_hierarchical.loading import load_store
-from sae_lens_hierarchical.saebench.autointerp import AutoInterp, AutoInterpConfig
-from sae_lens_hierarchical.saebench.bars import bars_of
-from sae_lens_hierarchical.saebench.encodings import encode, record_activations
-from sae_lens_hierarchical.saebench.extra import (
-    activation_collection,
-    autointerp_output,
-    core_config,
-    core_main,
-    probing_config,
-    probing_main,
-    probing_output,
-    sae_bench_utils,
-)
-from sae_lens_hierarchical.saebench.inputs import folders_sha256, numbers_sha256
+from sae_lens_hierarchical.saebench.absorption import run_absorption
+from sae_lens_hierarchical.saebench.autointerp_eval import run_autointerp
+from sae_lens_hierarchical.saebench.bench import SEED, Bench
+from sae_lens_hierarchical.saebench.core import run_core
 from sae_lens_hierarchical.saebench.judge import Judge
 from sae_lens_hierarchical.saebench.models import ModelFacts
-from sae_lens_hierarchical.saebench.pending import (
-    PendingResult,
-    each_with_its_sae,
-    pending_results,
-    prepared_sae,
-    set_k,
-)
+from sae_lens_hierarchical.saebench.scr_and_tpp import run_scr_and_tpp
+from sae_lens_hierarchical.saebench.sparse_probing import run_sparse_probing
 from sae_lens_hierarchical.saes.checks import check_size
 
 __all__ = ["SAEBench", "draw_tokens"]
 
-# As in SAEBench's own scripts.
-CONTEXT_SIZE = 128
-CORE_RECONSTRUCTION_CONTEXTS = 3_200
-AUTOINTERP_TOKENS = 2_000_000
-SEED = 42
+CONTEXT_SIZE = 128  # as in SAEBench's own scripts
 
 
-@dataclass(frozen=True, kw_only=True)
-class SAEBench:
+class SAEBench(Bench):
     """Runs SAEBench on one language model and one dataset, for any SAEs at any k.
 
     Each eval writes SAEBench's own result files, one for each SAE and k, into the
@@ -68,25 +39,8 @@ class SAEBench:
     taken as done; another one is made again. A line says which and why. No result is
     ever there in part.
 
-    Attributes:
-        model: The language model that the SAEs were trained on: TransformerLens's, or
-            SAELens's ``HookedProxyLM`` around one of Hugging Face.
-        tokens: The dataset's tokens, [contexts, context], int64.
-        dataset_name: The dataset's name in the results.
-        output: Where the results go.
-        batch_size: Contexts in one forward pass of the model.
-        force: Whether to make results again that are there.
+    Its attributes are those of ``Bench``.
     """
-
-    model: Any
-    tokens: Tensor
-    dataset_name: str
-    output: Path
-    batch_size: int = STORE_BATCH_SIZE
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        check_size("batch_size", self.batch_size)
 
     def core(self, saes: Mapping[str, SAE[Any]], ks: Sequence[int]) -> None:
         """Evaluate L0, loss recovered, reconstruction and statistics of the features.
@@ -100,71 +54,7 @@ class SAEBench:
         Raises:
             ValueError: If a k does not fit, or an SAE's metadata lack model or hook.
         """
-        batch_size = min(self.batch_size, len(self.tokens))
-        batches = len(self.tokens) // batch_size
-        dataset = Dataset.from_dict(
-            {"tokens": self.tokens[: batches * batch_size].cpu().numpy()}
-        )
-        config = core_config.CoreEvalConfig(
-            model_name=self._model.name,
-            llm_dtype=self._model.dtype,
-            batch_size_prompts=batch_size,
-            n_eval_reconstruction_batches=min(
-                batches, -(-CORE_RECONSTRUCTION_CONTEXTS // batch_size)
-            ),
-            n_eval_sparsity_variance_batches=batches,
-            dataset=self.dataset_name,
-            context_size=self.tokens.shape[1],
-            compute_kl=True,
-            compute_ce_loss=True,
-            compute_l2_norms=True,
-            compute_sparsity_metrics=True,
-            compute_variance_metrics=True,
-            compute_featurewise_density_statistics=True,
-            compute_featurewise_weight_based_metrics=True,
-            exclude_special_tokens_from_reconstruction=True,
-        )
-        tokenizer: Any = self.model.tokenizer
-        names = ("pad_token_id", "eos_token_id", "bos_token_id")
-        special = {getattr(tokenizer, name) for name in names}
-        note = {"tokens": numbers_sha256(self.tokens)}
-        planned = self._pending("core", saes, ks, config, note)
-        for pending, sae in each_with_its_sae(planned, saes, self._model.device):
-            excluded = HookLocation.of(sae).excluded
-            store = ActivationsStore.from_sae(
-                self.model,
-                sae,
-                dataset,
-                context_size=config.context_size,
-                total_tokens=len(dataset),
-                device=self._model.device,
-            )
-            with bars_of(pending):
-                metrics, features = core_main.run_evals(
-                    sae,
-                    store,
-                    self.model,
-                    config,
-                    ignore_tokens={*special, *excluded} - {None},
-                    verbose=True,
-                )
-            metrics["misc_metrics"] = core_main.calculate_misc_metrics(features)
-            result = {
-                "sae_set": pending.name,
-                "sae_id": pending.sae_id,
-                "eval_cfg": config,
-                "metrics": metrics,
-                "feature_metrics": features,
-            }
-            with pending.atomic_file() as partial:
-                core_main.save_single_eval_result(
-                    core_main.replace_nans_with_negative_one(result),
-                    sae_bench_utils.get_eval_uuid(),
-                    version("sae-lens"),
-                    version("sae-bench"),
-                    str(partial),
-                    sae,
-                )
+        run_core(self, saes, ks)
 
     def autointerp(
         self,
@@ -189,97 +79,7 @@ class SAEBench:
                 dataset, or the judge may not be asked as often as is needed.
             JudgeError: If the judge fails; its answers so far are kept.
         """
-        check_size("latents", latents)
-        contexts = AUTOINTERP_TOKENS // self.tokens.shape[1]
-        tokens = self.tokens[:contexts].to(self._model.device)
-        config = AutoInterpConfig(
-            judge=judge.model,
-            judge_url=judge.url,
-            model_name=self._model.name,
-            n_latents=latents,
-            random_seed=SEED,
-            dataset_name=self.dataset_name,
-            llm_context_size=tokens.shape[1],
-            llm_batch_size=self.batch_size,
-            llm_dtype=self._model.dtype,
-            total_tokens=tokens.numel(),
-        )
-        note = {"tokens": numbers_sha256(tokens)}
-        planned = self._pending("autointerp", saes, ks, config, note)
-        if not planned:
-            return
-        runs = list(self._gather(planned, saes, config, tokens, judge))
-        chats = [chat for _, run, _ in runs for chat in run.chats()]
-        estimate = judge.estimate(chats)
-        tqdm.write(f"AutoInterp: {estimate.text}")
-        judge.check_limit(estimate.calls)
-        for pending, run, sae_cfg in runs:
-            with bars_of(pending):
-                results = run.ask()
-            scores = torch.tensor([result["score"] for result in results.values()])
-            metrics = autointerp_output.AutoInterpMetrics(
-                autointerp_score=scores.mean().item(),
-                # Of one score SAEBench has NaN, which JSON has not.
-                autointerp_std_dev=scores.std(correction=len(scores) > 1).item(),
-            )
-            pending.write(
-                autointerp_output.AutoInterpEvalOutput,
-                config,
-                autointerp_output.AutoInterpMetricCategories(autointerp=metrics),
-                sae_cfg=sae_cfg,
-                details=[],
-                unstructured=results,
-                latents=numbers_sha256(run.examples),
-            )
-
-    def _gather(
-        self,
-        planned: Sequence[PendingResult],
-        saes: Mapping[str, SAE[Any]],
-        config: Any,
-        tokens: Tensor,
-        judge: Judge,
-    ) -> Iterator[tuple[PendingResult, AutoInterp, dict[str, Any]]]:
-        """Yield each result with its examples and its SAE's configuration.
-
-        The model runs on the texts once, and each SAE encodes them once.
-        """
-        hooks = {r.name: str(saes[r.name].cfg.metadata.hook_name) for r in planned}
-        counted = activation_collection.get_bos_pad_eos_mask(
-            tokens, self.model.tokenizer
-        ).cpu()
-        with TemporaryDirectory(dir=self.output) as folder:
-            recorded = record_activations(
-                self.model,
-                tokens,
-                sorted(set(hooks.values())),
-                self.batch_size,
-                Path(folder),
-            )
-            for name, of_sae in groupby(planned, key=attrgetter("name")):
-                results = list(of_sae)
-                with prepared_sae(name, saes, self._model.device) as sae:
-                    largest = results[-1].k  # ks ascend
-                    set_k(sae, largest)
-                    x = recorded[hooks[name]]
-                    with bars_of(name):
-                        encodings = encode(sae, largest, x, counted, self.batch_size)
-                    for pending in results:
-                        set_k(sae, pending.k)
-                        random.seed(SEED)
-                        torch.manual_seed(SEED)
-                        at_k = encodings.at_k(pending.k)
-                        with bars_of(pending):
-                            run = AutoInterp(
-                                config, self.model, sae.cfg, tokens, at_k, judge
-                            )
-                        if not run.examples:
-                            raise ValueError(
-                                f"no feature of {pending} is active often enough in "
-                                f"{tokens.numel():,} tokens: AutoInterp needs a larger "
-                                "dataset"
-                            )
-                        yield pending, run, sae.cfg.to_dict()
+        run_autointerp(self, saes, ks, judge, latents)
 
     def sparse_probing(
         self,
@@ -304,66 +104,54 @@ class SAEBench:
         Raises:
             ValueError: As ``core``.
         """
-        names = {"dataset_names": list(datasets)} if datasets else {}
-        config = probing_config.SparseProbingEvalConfig(
-            model_name=self._model.name,
-            random_seed=SEED,
-            llm_batch_size=self.batch_size,
-            llm_dtype=self._model.dtype,
-            **names,
-            **sizes,
-        )
-        note = {"labelled data": folders_sha256(config.dataset_names)}
-        planned = self._pending("sparse_probing", saes, ks, config, note)
-        # The folder is for the model's activations, which the SAEs of a hook share. The
-        # gradients, which SAEBench turns on and leaves on, are as before in the end.
-        with TemporaryDirectory(dir=self.output) as artifacts, torch.enable_grad():
-            for pending, sae in each_with_its_sae(planned, saes, self._model.device):
-                with bars_of(pending):
-                    results, by_class = probing_main.run_eval_single_sae(
-                        config,
-                        sae,
-                        self.model,
-                        self._model.device,
-                        str(Path(artifacts) / sae.cfg.hook_name),
-                    )
-                metrics = probing_output.SparseProbingMetricCategories(
-                    llm=probing_output.SparseProbingLlmMetrics(
-                        **{n: v for n, v in results.items() if n.startswith("llm_")}
-                    ),
-                    sae=probing_output.SparseProbingSaeMetrics(
-                        **{n: v for n, v in results.items() if n.startswith("sae_")}
-                    ),
-                )
-                pending.write(
-                    probing_output.SparseProbingEvalOutput,
-                    config,
-                    metrics,
-                    sae_cfg=sae.cfg.to_dict(),
-                    details=[
-                        probing_output.SparseProbingResultDetail(
-                            dataset_name=name, **result
-                        )
-                        for name, result in results.items()
-                        if isinstance(result, dict)
-                    ],
-                    unstructured=by_class,
-                )
+        run_sparse_probing(self, saes, ks, datasets, **sizes)
 
-    @property
-    def _model(self) -> ModelFacts:
-        return ModelFacts.of(self.model)
+    def absorption(
+        self, saes: Mapping[str, SAE[Any]], ks: Sequence[int], **settings: Any
+    ) -> None:
+        """Evaluate how often features for a word's first letter leave it to others.
 
-    def _pending(
+        The words are those of the tokenizer, and no dataset is used. SAEBench reads the
+        residual stream after a layer; here it is the SAE's own hook.
+
+        Args:
+            saes: SAEs by name.
+            ks: Numbers of features that are active.
+            settings: Fields of SAEBench's ``AbsorptionEvalConfig``, such as
+                ``max_k_value``.
+
+        Raises:
+            ValueError: As ``core``; or if the tokenizer lacks words, or the model does
+                not know enough first letters.
+        """
+        run_absorption(self, saes, ks, **settings)
+
+    def scr_and_tpp(
         self,
-        eval_type: str,
         saes: Mapping[str, SAE[Any]],
         ks: Sequence[int],
-        config: Any,
-        note: Mapping[str, str],
-    ) -> list[PendingResult]:
-        folder = self.output / eval_type
-        return pending_results(folder, saes, ks, config, note, force=self.force)
+        datasets: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
+        """Evaluate what a few features do to probes of classes when they are ablated.
+
+        In SCR a probe must get rid of a spurious correlation, in TPP one class alone
+        must be harmed. Results go into the folders ``scr`` and ``tpp``. Datasets are
+        found as by ``sparse_probing``; those of SAEBench's names with ``_class_set1``
+        are in the folder without that.
+
+        Args:
+            saes: SAEs by name.
+            ks: Numbers of features that are active; ``n_values`` are how many are
+                ablated.
+            datasets: Names of SAEBench's datasets; default both.
+            settings: Fields of SAEBench's ``ScrAndTppEvalConfig``, such as
+                ``train_set_size``.
+
+        Raises:
+            ValueError: As ``core``; or if a dataset cannot be had, or has too few rows.
+        """
+        run_scr_and_tpp(self, saes, ks, datasets, **settings)
 
 
 def draw_tokens(

@@ -20,6 +20,7 @@ __all__ = [
     "folders_sha256",
     "numbers_sha256",
     "sae_sha256",
+    "texts_sha256",
     "what_differs",
 ]
 
@@ -48,6 +49,11 @@ def numbers_sha256(numbers: Tensor | Iterable[int]) -> str:
     if not isinstance(numbers, Tensor):
         numbers = torch.tensor(list(numbers))
     return _sha256([_of(numbers)])
+
+
+def texts_sha256(texts: Iterable[str]) -> str:
+    """Return the checksum of texts, in their order."""
+    return _sha256(text.encode() for text in texts)
 
 
 def folders_sha256(names: Iterable[str]) -> str:

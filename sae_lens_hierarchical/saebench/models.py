@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from sae_lens.load_model import HookedProxyLM
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from sae_lens_hierarchical.saebench.extra import general_utils
 
-__all__ = ["ModelFacts", "str_tokens"]
+__all__ = ["ModelFacts", "activations_at_hook", "str_tokens", "to_tokens"]
 
 
 class ModelFacts(NamedTuple):
@@ -44,3 +46,29 @@ def str_tokens(model: Any, tokens: Tensor) -> list[str]:
             tokens[:, None], clean_up_tokenization_spaces=False
         )
     return model.to_str_tokens(tokens)
+
+
+def to_tokens(model: Any, texts: list[str]) -> Tensor:
+    """Return texts' tokens, [n, longest], with BOS where the tokenizer has one."""
+    if not isinstance(model, HookedProxyLM):
+        return model.to_tokens(texts)
+    tokenizer: Any = model.tokenizer
+    ids: list[list[int]] = tokenizer(texts)["input_ids"]
+    bos: int | None = tokenizer.bos_token_id
+    if bos is not None:
+        ids = [row if row[:1] == [bos] else [bos, *row] for row in ids]
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in ids], True, tokenizer.pad_token_id or 0
+    )
+    return padded.to(ModelFacts.of(model).device)
+
+
+def activations_at_hook(model: Any, tokens: Tensor, hook_name: str) -> Tensor:
+    """Return the model's activations at a hook, [n, context, ...]."""
+    with torch.no_grad():
+        _, cache = model.run_with_cache(
+            tokens,
+            names_filter=[hook_name],
+            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
+        )
+    return cache[hook_name]

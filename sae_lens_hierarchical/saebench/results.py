@@ -20,6 +20,9 @@ _MAIN = {
     ("reconstruction_quality", "cossim"): "cosine",
     ("autointerp", "autointerp_score"): "AutoInterp",
     ("sae", "sae_top_1_test_accuracy"): "probing, 1 feature",
+    ("mean", "mean_absorption_fraction_score"): "absorption",
+    ("scr_metrics", "scr_metric_threshold_20"): "SCR (20 ablated)",
+    ("tpp_metrics", "tpp_threshold_20_total_metric"): "TPP (20 ablated)",
 }
 
 
@@ -50,7 +53,9 @@ def read_results(folder: str | Path) -> list[SAEBenchResult]:
         sae, k = content["sae_lens_release_id"], content["sae_cfg_dict"].get("k")
         result = results.setdefault((sae, k), SAEBenchResult(sae, k))
         for group, metrics in content["eval_result_metrics"].items():
-            result.metrics.update({(group, name): v for name, v in metrics.items()})
+            # SAEBench has None for what it did not measure.
+            known = {n: v for n, v in metrics.items() if v is not None}
+            result.metrics.update({(group, name): v for name, v in known.items()})
     return sorted(results.values(), key=lambda result: (result.sae, result.k or 0))
 
 

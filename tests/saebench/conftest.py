@@ -17,11 +17,13 @@ from tests.helpers import make_crude_sae
 from tests.saebench.judge_server import JudgeServer, judge_server
 
 _NEED_IT = [
+    "test_absorption.py",
     "test_command.py",
     "test_encodings.py",
     "test_evals.py",
     "test_judge.py",
     "test_relied_on.py",
+    "test_scr_and_tpp.py",
 ]
 collect_ignore = [] if find_spec("sae_bench") else _NEED_IT
 

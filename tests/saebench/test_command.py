@@ -128,7 +128,15 @@ def test_a_strangers_python_runs_only_by_the_users_flag(
     [
         (["--evals", "core,ravel"], "evals must be some of"),
         (["--evals", "core,unlearning"], "unlearning needs WMDP's corpus bio-forget"),
-        (["--evals", "absorption"], "absorption is an eval of SAEBench that does not"),
+        (
+            ["--evals", "sparse_probing", "--probing-datasets", "ag_news"],
+            "probing_datasets must be some of ['Helsinki-NLP/europarl', 'LabHC/bias",
+        ),
+        (
+            ["--evals", "scr_and_tpp", "--scr-datasets", "fancyzhx/ag_news"],
+            "scr_datasets must be some of ['LabHC/bias_in_bios_class_set1', 'canrager",
+        ),
+        (["--evals", "scr_and_tpp"], "ours has 96: n_values must be at most that"),
         (["--evals", "autointerp"], "autointerp needs a judge"),
         (["--evals", "autointerp", "--judge-model", "small"], "OPENAI_API_KEY"),
         (["--k", "8,2"], "ks must be"),

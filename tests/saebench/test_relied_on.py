@@ -22,6 +22,22 @@ CALLED = {
     "evals.core.main:save_single_eval_result": (
         "result eval_instance_id sae_lens_version sae_bench_commit_hash json_path sae"
     ),
+    "evals.absorption.common:load_or_train_probe": (
+        "model base_template pos_idx layer probes_dir device"
+    ),
+    "evals.absorption.feature_absorption:run_feature_absortion_experiment": (
+        "model sae layer sae_name max_k_value prompt_template prompt_token_pos device "
+        "experiment_dir sparse_probing_experiment_dir probes_dir force "
+        "feature_split_f1_jump_threshold batch_size"
+    ),
+    "evals.absorption.k_sparse_probing:run_k_sparse_probing_experiment": (
+        "model sae layer sae_name max_k_value prompt_template prompt_token_pos device "
+        "experiment_dir probes_dir force f1_jump_threshold k_sparse_probe_l1_decay "
+        "k_sparse_probe_batch_size k_sparse_probe_num_epochs "
+        "precalc_k_sparse_probe_sae_acts eval_batch_size verbose"
+    ),
+    "evals.absorption.main:_aggregate_results_df": "df",
+    "evals.absorption.vocab:get_alpha_tokens": "tokenizer",
     "evals.autointerp.main:display_messages": "messages",
     "evals.autointerp.main:AutoInterp": (
         "cfg model sae tokenized_dataset sparsity device api_key"
@@ -40,6 +56,9 @@ CALLED = {
     "evals.autointerp.main:AutoInterp.parse_predictions": "self predictions",
     "evals.autointerp.main:AutoInterp.run_single_feature": (
         "self executor latent generation_examples scoring_examples explanation_override"
+    ),
+    "evals.scr_and_tpp.main:run_eval_single_sae": (
+        "config sae model device artifacts_folder save_activations"
     ),
     "evals.sparse_probing.main:run_eval_single_sae": (
         "config sae model device artifacts_folder save_activations"
@@ -66,6 +85,24 @@ RESULT = (
 )
 # Dataclasses, with the fields that are set or read.
 FILLED = {
+    "evals.absorption.eval_config:AbsorptionEvalConfig": (
+        "model_name random_seed f1_jump_threshold max_k_value prompt_template "
+        "prompt_token_pos llm_batch_size llm_dtype k_sparse_probe_l1_decay "
+        "k_sparse_probe_batch_size k_sparse_probe_num_epochs min_GT_probe_f1 "
+        "min_feats_for_eval eval_k_sparse_probe_batch_size "
+        "precalc_k_sparse_probe_sae_acts"
+    ),
+    "evals.absorption.eval_output:AbsorptionEvalOutput": RESULT,
+    "evals.absorption.eval_output:AbsorptionMeanMetrics": (
+        "mean_absorption_fraction_score mean_full_absorption_score "
+        "mean_num_split_features std_dev_absorption_fraction_score "
+        "std_dev_full_absorption_score std_dev_num_split_features"
+    ),
+    "evals.absorption.eval_output:AbsorptionMetricCategories": "mean",
+    "evals.absorption.eval_output:AbsorptionResultDetail": (
+        "first_letter mean_absorption_fraction full_absorption_rate "
+        "num_full_absorption num_probe_true_positives num_split_features"
+    ),
     "evals.core.eval_config:CoreEvalConfig": (
         "model_name llm_dtype batch_size_prompts n_eval_reconstruction_batches "
         "n_eval_sparsity_variance_batches dataset context_size compute_kl "
@@ -84,6 +121,16 @@ FILLED = {
     "evals.autointerp.eval_output:AutoInterpMetrics": (
         "autointerp_score autointerp_std_dev"
     ),
+    "evals.scr_and_tpp.eval_config:ScrAndTppEvalConfig": (
+        "random_seed dataset_names perform_scr train_set_size test_set_size "
+        "llm_batch_size llm_dtype model_name n_values column1_vals_lookup"
+    ),
+    "evals.scr_and_tpp.eval_output:ScrEvalOutput": RESULT,
+    "evals.scr_and_tpp.eval_output:ScrMetricCategories": "scr_metrics",
+    "evals.scr_and_tpp.eval_output:ScrResultDetail": "dataset_name",
+    "evals.scr_and_tpp.eval_output:TppEvalOutput": RESULT,
+    "evals.scr_and_tpp.eval_output:TppMetricCategories": "tpp_metrics",
+    "evals.scr_and_tpp.eval_output:TppResultDetail": "dataset_name",
     "evals.sparse_probing.eval_config:SparseProbingEvalConfig": (
         "model_name random_seed llm_batch_size llm_dtype dataset_names"
     ),

@@ -42,6 +42,19 @@ def results(tmp_path: Path) -> Path:
     folder = tmp_path / "autointerp"
     write(folder / "ours_k_2_eval_results.json", "ours", 2, scored)
     write(folder / "relu_custom_sae_eval_results.json", "relu", None, scored)
+    others = {
+        "absorption": {"mean": {"mean_absorption_fraction_score": 0.111}},
+        "scr": {"scr_metrics": {"scr_metric_threshold_20": 0.222}},
+        "tpp": {
+            "tpp_metrics": {
+                "tpp_threshold_20_total_metric": 0.333,
+                "tpp_threshold_500_total_metric": None,  # not asked for
+            }
+        },
+    }
+    for name, metrics in others.items():
+        path = tmp_path / name / "ours_k_2_eval_results.json"
+        write(path, "ours", 2, metrics)
     (folder / "ours_k_16_eval_results.partial").write_text('{"half": ')
     return tmp_path
 
@@ -50,7 +63,7 @@ def test_results_come_together_by_sae_and_k(results: Path) -> None:
     found = read_results(results)
 
     assert [(r.sae, r.k, len(r.metrics)) for r in found] == [
-        ("ours", 2, 5),
+        ("ours", 2, 8),
         ("ours", 16, 3),
         ("relu", None, 2),
     ]
@@ -60,10 +73,11 @@ def test_results_come_together_by_sae_and_k(results: Path) -> None:
 def test_the_table_shows_what_was_measured(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Console(width=80).print(results_table(read_results(results)))
+    Console(width=100).print(results_table(read_results(results)))
 
     table = capsys.readouterr().out
     words = ("ours", "16", "15.500", "AutoInterp", "0.750", "relu")
+    words += ("absorption", "0.111", "SCR", "0.222", "TPP", "0.333")
     # Not a sweep's.
     for word in (*words, "explained_variance", "(SAEBench)", "0.625"):
         assert word in table
