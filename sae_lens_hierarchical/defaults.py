@@ -28,7 +28,6 @@ __all__ = [
     "STORE_BATCH_SIZE",
     "SWEEP_CONTEXTS",
     "SWEEP_OUTPUT",
-    "TENSORBOARD_FOLDER",
     "TOP_FEATURES",
 ]
 
@@ -40,7 +39,6 @@ MATMUL_PRECISION: Final = "high"
 SEED = 0
 LOG_TO = ("csv", "tensorboard")  # where a run's metrics may go, beside W&B
 METRICS_CSV = "training_metrics.csv"  # in a run's output_path
-TENSORBOARD_FOLDER = "tensorboard"  # likewise
 
 N_BATCHES_IN_BUFFER = 64  # contexts that training's buffer holds
 SWEEP_CONTEXTS = 256

@@ -106,7 +106,7 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--train_batch_size_tokens=0"], "train_batch_size_tokens must be"),
         (
             ["train", "--preset", "bundled", "--lr_decay_steps=3900"],
-            "at most the run's 3906 steps (training_tokens=2000000",
+            "lr_warm_up_steps=6 and",
         ),
     ],
 )

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_hierarchical.cli.parser import options_in, with_suggestion
-from sae_lens_hierarchical.defaults import DEVICE, LOG_TO, MATMUL_PRECISION, METRICS_CSV
+from sae_lens_hierarchical.defaults import (
+    ARCHITECTURE,
+    DEVICE,
+    LOG_TO,
+    MATMUL_PRECISION,
+    METRICS_CSV,
+)
 
 __all__ = [
     "RUN_OPTIONS",
@@ -187,9 +193,17 @@ def saelens_config(
 
 
 def given_in(rest: list[str]) -> set[str]:
-    """Return the names of SAELens's options that the user gave."""
-    given = {option.partition("=")[0].removeprefix("--") for option in rest}
-    # SAELens's parser has two names for one option.
+    """Return the names of SAELens's options that the user gave, in full."""
+    from sae_lens_hierarchical.training.config import flat_field_names
+
+    known = flat_field_names(ARCHITECTURE) | {"architecture"}
+    given: set[str] = set()
+    for option in rest:
+        name = option.partition("=")[0].removeprefix("--")
+        if option.startswith("--"):  # SAELens's parser takes a beginning of a name
+            meant = {n for n in known if n.startswith(name)}
+            given |= {name} if name in known or not meant else meant
+    # It has two names for one option.
     return {"architecture" if name == "sae" else name for name in given}
 
 
@@ -204,8 +218,10 @@ def _parse(args: list[str], ours: set[str]) -> Any:
     except argparse.ArgumentError as error:
         raise ValueError(with_suggestion(str(error), ())) from None
     except ZeroDivisionError:
-        message = "train_batch_size_tokens must be at least 1, got 0"
-        raise ValueError(message) from None
+        raise ValueError(
+            "train_batch_size_tokens, wandb_log_frequency and feature_sampling_window "
+            "must be at least 1"
+        ) from None
     except SystemExit:
         usage, _, message = shown.getvalue().strip().rpartition("error: ")
         known = options_in(usage) | ours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,13 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         if cfg.logger.log_to_wandb:
             check_wandb_login()
         metrics, saes = options.output / "metrics.parquet", options.output / "saes"
-        if saes.exists() and not (metrics.exists() or options.force):
+        trained = sorted(saes.glob("*/cfg.json"))
+        if trained and not (metrics.exists() or options.force):
+            command = _sweep_command(options, cfg, [file.parent for file in trained])
             raise ValueError(
                 f"{saes} is there already, but no {metrics.name} beside it: the SAEs "
                 "of a comparison that was stopped after training. Start anew with "
-                f"--force, or evaluate them:\n  {_sweep_command(options, cfg)}"
+                f"--force, or evaluate them:\n  {command}"
             )
         refuse_existing(metrics, saes, force=options.force)
         if options.preset == BUNDLED:
@@ -125,15 +128,17 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _sweep_command(options: argparse.Namespace, cfg: Any) -> str:
+def _sweep_command(
+    options: argparse.Namespace, cfg: Any, folders: Sequence[Path]
+) -> str:
     """Return the command that evaluates the SAEs as compare would."""
     from sae_lens_hierarchical.comparison import comparison_ks
 
-    output = shlex.quote(str(options.output))
     ks = ",".join(map(str, comparison_ks(cfg.sae)))
-    # Of another dataset, sweep would read the part that was trained on.
-    dataset = "" if options.preset == BUNDLED else " --dataset OTHER_TEXT"
-    return (
-        f"sae-lens-hierarchical sweep {output}/saes/* --k {ks} --jumprelu "
-        f"--contexts {options.contexts}{dataset} --output {output}"
+    command = ["sweep", *map(str, folders), "--k", ks, "--jumprelu"]
+    command += ["--contexts", str(options.contexts), "--device", str(cfg.device)]
+    if options.preset != BUNDLED:  # sweep begins where training began
+        command += ["--dataset", "TEXT_THAT_WAS_NOT_TRAINED_ON"]
+    return shlex.join(
+        ["sae-lens-hierarchical", *command, "--output", str(options.output)]
     )

@@ -29,9 +29,7 @@ from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import (
     ARCHITECTURE,
     BUNDLED,
-    METRICS_CSV,
     N_BATCHES_IN_BUFFER,
-    TENSORBOARD_FOLDER,
 )
 
 if TYPE_CHECKING:
@@ -216,6 +214,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     from sae_lens_hierarchical.training.config_file import read_config
+    from sae_lens_hierarchical.training.metrics_log import logs_in
     from sae_lens_hierarchical.training.presets import preset_fields, set_lr_schedule
     from sae_lens_hierarchical.training.resume import check_model_kwargs
 
@@ -245,6 +244,8 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     if options.save_config is None and not options.dry_run:
         for check in _checks(options, cfg).values():
             check()
+        for file in logs_in(cfg.output_path) if options.force else []:
+            file.unlink(missing_ok=True)  # torchrun's other processes do so, too
     return cfg
 
 
@@ -280,12 +281,16 @@ def _fields_of_source(options: argparse.Namespace, given: set[str]) -> dict[str,
 
 def _checks(options: argparse.Namespace, cfg: Any) -> dict[str, Callable[[], None]]:
     """Return what is checked before the model is loaded, by what it checks."""
-    checks: dict[str, Callable[[], None]] = {}
+    from sae_lens_hierarchical.training.config import check_new_run
+    from sae_lens_hierarchical.training.metrics_log import logs_in
+
+    checks: dict[str, Callable[[], None]] = {
+        "the schedule and the loss": partial(check_new_run, cfg)
+    }
     if cfg.logger.log_to_wandb:
         checks["login to Weights & Biases"] = check_wandb_login
     if cfg.output_path is not None:
-        written = ("cfg.json", METRICS_CSV, TENSORBOARD_FOLDER)
-        files = [Path(cfg.output_path) / name for name in written]
+        files = [Path(cfg.output_path) / "cfg.json", *logs_in(cfg.output_path)]
         checks["no output is replaced"] = partial(
             refuse_existing, *files, option="--output_path", force=options.force
         )
@@ -308,23 +313,25 @@ def _is_finished(options: argparse.Namespace) -> bool:
         find_checkpoint,
         read_runner_cfg,
     )
+    from sae_lens_hierarchical.training.metrics_log import logs_in
     from sae_lens_hierarchical.training.resume import (
-        finished_sae,
-        is_output_of,
         is_where_it_was_written,
         progress,
+        tokens_of_output,
     )
 
     folder = find_checkpoint(options.resume)
-    done = finished_sae(folder) if options.output is None else None
-    if done is not None:
-        print(f"The run of {folder} has ended: nothing to do. The SAE: {done}")
-        return True
     run = read_runner_cfg(folder)
-    target = run.get("output_path") if options.output is None else options.output
-    if target is not None and not is_output_of(target, run):
-        file = Path(target) / "cfg.json"
-        refuse_existing(file, option="--output", force=options.force)
+    output = run.get("output_path") if options.output is None else options.output
+    if output is not None:
+        tokens = tokens_of_output(output, run)
+        if tokens is not None and tokens == run.get("training_tokens"):
+            print(f"The run of {folder} has ended: nothing to do. The SAE: {output}")
+            return True
+        files = [Path(output) / "cfg.json"] if tokens is None else []
+        if options.output is not None and tokens is None:  # nor are the logs its own
+            files += logs_in(output)
+        refuse_existing(*files, option="--output", force=options.force)
     if is_where_it_was_written(folder, run) and _logs(run):
         check_wandb_login()
     print(f"Resuming {folder}, {progress(folder)}")

@@ -111,16 +111,18 @@ def push_to_hub(
 
 @contextmanager
 def _one_error(endpoint: str) -> Generator[None]:
-    """Make an OSError of what goes wrong with a connection."""
+    """Make an OSError of what goes wrong with a connection or a file's upload."""
     try:
         yield
-    except OSError:  # a refusal, which says why
-        raise
-    except (HTTPError, RuntimeError) as error:  # RuntimeError: of a file's upload
-        reason = error.__cause__ or error
+    except (HTTPError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):  # a refusal, which says why
+            raise cause from None
+        if not isinstance(cause, HTTPError):
+            raise
         raise ConnectionError(
-            f"the Hub ({endpoint}) cannot be reached: {reason}. Nothing was committed: "
-            "try again"
+            f"the Hub ({endpoint}) cannot be reached: {str(cause) or repr(cause)}. Try "
+            "again: a push is there as a whole or not at all"
         ) from error
 
 

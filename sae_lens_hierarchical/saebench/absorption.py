@@ -30,7 +30,7 @@ from sae_lens_hierarchical.saebench.inputs import texts_sha256
 from sae_lens_hierarchical.saebench.models import activations_at_hook, to_tokens
 from sae_lens_hierarchical.saebench.pending import each_with_its_sae
 
-__all__ = ["run_absorption"]
+__all__ = ["run_absorption", "words_of"]
 
 # SAEBench's files have the names of SAE and model in their paths; a model's may be one.
 _NAME = "it"
@@ -49,8 +49,7 @@ def run_absorption(
         llm_dtype=bench.facts.dtype,
         **settings,
     )
-    words = absorption_vocab.get_alpha_tokens(_in_order(bench.model.tokenizer))
-    _check_words(words)
+    words = words_of(bench.model)
     note = {"vocabulary": texts_sha256(words)}
     planned = bench.pending("absorption", saes, ks, config, note)
     # The folder is for the probes of the model, which the SAEs of a hook share. Probes
@@ -93,7 +92,13 @@ def run_absorption(
             )
 
 
-def _check_words(words: Sequence[str]) -> None:
+def words_of(model: Any) -> list[str]:
+    """Return the words of a model's tokenizer, of which SAEBench draws.
+
+    Raises:
+        ValueError: If a first letter has too few.
+    """
+    words = absorption_vocab.get_alpha_tokens(_in_order(model.tokenizer))
     letters = absorption_vocab.LETTERS
     count = Counter(word.strip()[0].lower() for word in words)
     if lacking := [letter for letter in letters if count[letter] < _FEWEST_WORDS]:
@@ -101,6 +106,7 @@ def _check_words(words: Sequence[str]) -> None:
             f"absorption needs at least {_FEWEST_WORDS} words of each first letter in "
             f"the tokenizer's vocabulary: it has fewer with {', '.join(lacking)}"
         )
+    return words
 
 
 def _letters(bench: Bench, config: Any, sae: Any, folder: Path) -> list[Any]:
@@ -143,9 +149,9 @@ def _letters(bench: Bench, config: Any, sae: Any, folder: Path) -> list[Any]:
     if len(known) < config.min_feats_for_eval:
         raise ValueError(
             "absorption needs a model that knows words' first letters: probes find "
-            f"{len(known)} of 26 with an F1 above {config.min_GT_probe_f1} "
-            f"(min_GT_probe_f1), and must find {config.min_feats_for_eval} "
-            "(min_feats_for_eval). SAEBench recommends at least 2B parameters"
+            f"{len(known)} of 26 with an F1 above {config.min_GT_probe_f1}, and must "
+            f"find {config.min_feats_for_eval} (in Python: min_GT_probe_f1 and "
+            "min_feats_for_eval). SAEBench recommends at least 2B parameters"
         )
     found = feature_absorption.run_feature_absortion_experiment(
         **settings,

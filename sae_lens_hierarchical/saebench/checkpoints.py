@@ -16,8 +16,15 @@ from sae_lens_hierarchical.loading import (
     load_model_and_dataset,
     load_saes,
 )
+from sae_lens_hierarchical.saebench.absorption import words_of
 from sae_lens_hierarchical.saebench.evals import SAEBench, draw_tokens
 from sae_lens_hierarchical.saebench.judge import Judge
+from sae_lens_hierarchical.saebench.labelled import (
+    PROBING_DATASETS,
+    SCR_DATASETS,
+    check_names,
+)
+from sae_lens_hierarchical.saebench.scr_and_tpp import check_features
 
 __all__ = ["saebench_checkpoints"]
 
@@ -81,11 +88,23 @@ def saebench_checkpoints(
         raise ValueError(f"evals must be some of {EVALS}, got {unknown}")
     if judge is None and "autointerp" in evals:
         raise ValueError("autointerp needs a judge, and no model was named for it")
+    for field, datasets, eval_type, known in (
+        ("probing_datasets", probing_datasets, "sparse_probing", PROBING_DATASETS),
+        ("scr_datasets", scr_datasets, "scr_and_tpp", SCR_DATASETS),
+    ):
+        check_names(field, datasets, known)
+        if datasets and eval_type not in evals:
+            raise ValueError(f"{field} is for {eval_type}, which evals does not have")
     # Each goes to the device when its turn comes.
     saes = load_saes(find_saes(checkpoints), model_name=model_name)
     model, data, dataset_name = load_model_and_dataset(
         saes, dataset, device, trust_remote_code=trust_remote_code
     )
+    # What the last evals need is checked before the first.
+    if "absorption" in evals:
+        words_of(model)
+    if "scr_and_tpp" in evals:
+        check_features(saes)
     first = next(iter(saes.values()))
     bench = SAEBench(
         model=model,

@@ -10,9 +10,15 @@ from datasets import load_dataset
 
 from sae_lens_hierarchical.saebench.extra import dataset_info, scr_and_tpp_main
 
-__all__ = ["SCR_DATASETS", "check_names", "check_rows", "folders_of"]
+__all__ = [
+    "PROBING_DATASETS",
+    "SCR_DATASETS",
+    "check_names",
+    "check_rows",
+    "folders_of",
+]
 
-
+PROBING_DATASETS = sorted(dataset_info.chosen_classes_per_dataset)
 SCR_DATASETS = sorted(scr_and_tpp_main.COLUMN2_VALS_LOOKUP)
 
 
@@ -28,7 +34,7 @@ def check_names(field: str, names: Sequence[str], known: Sequence[str]) -> None:
         ValueError: If one is unknown.
     """
     if unknown := sorted(set(names) - set(known)):
-        raise ValueError(f"{field} must be some of {sorted(known)}, got {unknown}")
+        raise ValueError(f"{field} must be some of {known}, got {unknown}")
 
 
 def folders_of(names: Sequence[str]) -> list[str]:
@@ -37,7 +43,7 @@ def folders_of(names: Sequence[str]) -> list[str]:
 
 
 def check_rows(config: Any) -> None:
-    """Check that the datasets of SCR and TPP have rows enough, of which SAEBench draws.
+    """Check that the datasets of SCR and TPP have enough rows for SAEBench.
 
     Args:
         config: SAEBench's config of the eval.
@@ -51,7 +57,7 @@ def check_rows(config: Any) -> None:
         try:
             splits: Any = load_dataset(folder)
         except OSError as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or repr(error)).splitlines()[0]
             raise ValueError(
                 f"scr_and_tpp needs the dataset {folder}, which is no folder with data "
                 f"in the working directory and does not come from the Hub ({reason}): "
@@ -71,7 +77,7 @@ def check_rows(config: Any) -> None:
             for (a, b), fewest in _needed(name, about, config, size // 4):
                 if count[a, b] < fewest:
                     raise ValueError(
-                        f"scr_and_tpp with {split}_set_size = {size} needs at least "
+                        f"scr_and_tpp with {size} rows in {split} needs at least "
                         f"{fewest:,} rows of {folder} in {split} with {columns[0]} = "
                         f"{a} and {columns[1]} = {b}, and it has {count[a, b]:,}"
                     )

@@ -27,7 +27,7 @@ from sae_lens_hierarchical.saebench.labelled import (
 )
 from sae_lens_hierarchical.saebench.pending import PendingResult, each_with_its_sae
 
-__all__ = ["run_scr_and_tpp"]
+__all__ = ["check_features", "run_scr_and_tpp"]
 
 
 def run_scr_and_tpp(
@@ -51,7 +51,7 @@ def run_scr_and_tpp(
             llm_dtype=bench.facts.dtype,
             **settings,
         )
-        _check_n_values(config.n_values, saes)
+        check_features(saes, config.n_values)
         note = {"labelled data": folders_sha256(folders_of(config.dataset_names))}
         runs.append((config, bench.pending(eval_type, saes, ks, config, note)))
     # Both before either: they may take hours.
@@ -69,7 +69,7 @@ def _run(
     planned: Sequence[PendingResult],
 ) -> None:
     # The folder is for the model's activations, which the SAEs of a hook share. The
-    # gradients, which SAEBench turns on and off, are as before in the end.
+    # gradient mode, which SAEBench sets, is restored in the end.
     with TemporaryDirectory(dir=bench.output) as artifacts, torch.enable_grad():
         for pending, sae in each_with_its_sae(planned, saes, bench.facts.device):
             # As SAEBench does: probes of the model see what the SAE decodes.
@@ -105,10 +105,19 @@ def _outputs(perform_scr: bool, overall: Mapping[str, float]) -> tuple[Any, Any,
     return output.TppEvalOutput, metrics, output.TppResultDetail
 
 
-def _check_n_values(n_values: Sequence[int], saes: Mapping[str, SAE[Any]]) -> None:
+def check_features(
+    saes: Mapping[str, SAE[Any]], n_values: Sequence[int] | None = None
+) -> None:
+    """Raise a ValueError if an SAE has fewer features than are to be ablated.
+
+    Args:
+        saes: SAEs by name.
+        n_values: How many are; default SAEBench's.
+    """
+    n_values = n_values or scr_and_tpp_config.ScrAndTppEvalConfig().n_values
     for name, sae in saes.items():
         if max(n_values) > sae.cfg.d_sae:
             raise ValueError(
                 f"scr_and_tpp ablates up to {max(n_values)} features, and {name} has "
-                f"{sae.cfg.d_sae}: n_values must be at most that"
+                f"{sae.cfg.d_sae} (in Python: n_values must be at most that)"
             )

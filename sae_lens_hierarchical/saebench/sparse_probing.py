@@ -13,13 +13,16 @@ from sae_lens import SAE
 from sae_lens_hierarchical.saebench.bars import bars_of
 from sae_lens_hierarchical.saebench.bench import SEED, Bench
 from sae_lens_hierarchical.saebench.extra import (
-    dataset_info,
     probing_config,
     probing_main,
     probing_output,
 )
 from sae_lens_hierarchical.saebench.inputs import folders_sha256
-from sae_lens_hierarchical.saebench.labelled import check_names, folders_of
+from sae_lens_hierarchical.saebench.labelled import (
+    PROBING_DATASETS,
+    check_names,
+    folders_of,
+)
 from sae_lens_hierarchical.saebench.pending import each_with_its_sae
 
 __all__ = ["run_sparse_probing"]
@@ -33,9 +36,7 @@ def run_sparse_probing(
     **sizes: int,
 ) -> None:
     """Do what ``SAEBench.sparse_probing`` says."""
-    check_names(
-        "probing_datasets", datasets, list(dataset_info.chosen_classes_per_dataset)
-    )
+    check_names("probing_datasets", datasets, PROBING_DATASETS)
     names = {"dataset_names": list(datasets)} if datasets else {}
     config = probing_config.SparseProbingEvalConfig(
         model_name=bench.facts.name,
@@ -48,7 +49,7 @@ def run_sparse_probing(
     note = {"labelled data": folders_sha256(folders_of(config.dataset_names))}
     planned = bench.pending("sparse_probing", saes, ks, config, note)
     # The folder is for the model's activations, which the SAEs of a hook share. The
-    # gradients, which SAEBench turns on and leaves on, are as before in the end.
+    # gradient mode, which SAEBench sets, is restored in the end.
     with TemporaryDirectory(dir=bench.output) as artifacts, torch.enable_grad():
         for pending, sae in each_with_its_sae(planned, saes, bench.facts.device):
             with bars_of(pending):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig, logger
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
@@ -113,12 +113,6 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
                 f"b_dec_init must be 'mean' or 'zeros', got {self.b_dec_init!r}"
             )
         budgets, _ = self.resolve_budgets()
-        if budgets[-1] < self.k:
-            logger.warning(
-                f"The loss is taken at {budgets[-1]} active features and fewer: the "
-                f"SAE is not trained for all k={self.k}. Give budgets that end with k, "
-                "or a loss_every that divides it"
-            )
         if self.loss_every is not None:
             self.loss_every = int(self.loss_every)
         if self.budgets is not None:
@@ -169,10 +163,6 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
                 budgets = loss_budgets(self.k, self.loss_every)
             except ValueError as error:
                 raise ValueError(f"loss_{error}") from error
-            if self.loss_every > self.k:
-                raise ValueError(
-                    f"loss_every must be at most k={self.k}, got {self.loss_every}"
-                )
         elif budgets is None:
             budgets, by_default = octave_budgets(self.k)
             weights = by_default if weights is None else weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +13,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_hierarchical.defaults import MATMUL_PRECISION
 from sae_lens_hierarchical.ops.norms import check_max_norm_ratio
+from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
 from sae_lens_hierarchical.spelling import did_you_mean
 from sae_lens_hierarchical.training.metrics_log import check_log_to
 from sae_lens_hierarchical.training.precision import (
@@ -22,7 +24,7 @@ from sae_lens_hierarchical.training.precision import (
 __all__ = [
     "RUN_FIELDS",
     "LanguageModelSAERunnerConfig",
-    "check_lr_schedule",
+    "check_new_run",
     "check_trainable",
     "flat_field_names",
 ]
@@ -101,21 +103,16 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
                 raise TypeError(f"{architecture} needs the fields {missing}")
             sae = config_class(**of_sae)
         of_runner = {n: v for n, v in settings.items() if n in runner_names}
-        batch = of_runner.get("train_batch_size_tokens", 1)
+        default = sae_lens.LanguageModelSAERunnerConfig.train_batch_size_tokens
+        batch = of_runner.get("train_batch_size_tokens", default)
         if batch < 1:  # SAELens divides by it
             raise ValueError(f"train_batch_size_tokens must be at least 1, got {batch}")
         super().__init__(sae=sae, **of_runner)
-        self._check_steps()
-
-    def _check_steps(self) -> None:
-        """Raise a ValueError if the run has no step, or a schedule that is longer."""
-        batch, tokens = self.train_batch_size_tokens, self.training_tokens
-        if tokens < batch:
+        if self.training_tokens < batch:
             raise ValueError(
                 f"training_tokens must be at least train_batch_size_tokens={batch}, "
-                f"which is one step, got {tokens}"
+                f"which is one step, got {self.training_tokens}"
             )
-        check_lr_schedule(self)
 
 
 def flat_field_names(architecture: str) -> set[str]:
@@ -129,19 +126,36 @@ def flat_field_names(architecture: str) -> set[str]:
     return (names | RUN_FIELDS) - {"logger", "metadata"}
 
 
-def check_lr_schedule(cfg: sae_lens.LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raise a ValueError if the learning rate's warm-up and decay exceed the run.
+def check_new_run(cfg: sae_lens.LanguageModelSAERunnerConfig[Any]) -> None:
+    """Check what a run that is resumed may have: older versions did not look.
 
-    SAELens would train on without ever reaching ``lr``.
+    Raises:
+        ValueError: If the learning rate's schedule is longer than the run, or
+            ``loss_every`` is more than k.
     """
     warm_up, decay = cfg.lr_warm_up_steps, cfg.lr_decay_steps
     steps = cfg.total_training_steps
-    if min(warm_up, decay) < 0 or warm_up + decay > steps:
+    # SAELens's other schedulers need a step for themselves.
+    longest = steps if cfg.lr_scheduler_name == "constant" else steps - 1
+    if min(warm_up, decay) < 0 or warm_up + decay > longest:
         raise ValueError(
-            "lr_warm_up_steps and lr_decay_steps must be at least 0, and together at "
-            f"most the run's {steps} steps (training_tokens="
-            f"{cfg.training_tokens} by train_batch_size_tokens="
-            f"{cfg.train_batch_size_tokens}), got {warm_up} and {decay}"
+            f"lr_warm_up_steps={warm_up} and lr_decay_steps={decay} must be at least 0 "
+            f"and together at most {longest}: the run has {steps} steps (training_"
+            f"tokens={cfg.training_tokens} by train_batch_size_tokens="
+            f"{cfg.train_batch_size_tokens})"
+        )
+    sae = cfg.sae
+    if not isinstance(sae, HierarchicalTopKTrainingSAEConfig):
+        return
+    if sae.loss_every is not None and sae.loss_every > sae.k:
+        raise ValueError(f"loss_every must be at most k={sae.k}, got {sae.loss_every}")
+    *_, last = sae.resolve_budgets()[0]
+    if last < sae.k:
+        warnings.warn(
+            f"No loss is taken above {last} active features, but k is {sae.k}: larger "
+            f"k than {last} are not trained. Let budgets end with k, or take a "
+            "loss_every that divides it",
+            stacklevel=2,
         )
 
 

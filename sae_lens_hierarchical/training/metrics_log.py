@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from sae_lens_hierarchical.defaults import LOG_TO, METRICS_CSV, TENSORBOARD_FOLDER
+from sae_lens_hierarchical.defaults import LOG_TO, METRICS_CSV
 
-__all__ = ["MetricsLog", "check_can_log", "check_log_to", "open_metrics_log"]
+__all__ = ["MetricsLog", "check_can_log", "check_log_to", "logs_in", "open_metrics_log"]
+
+_TENSORBOARD_FOLDER = "tensorboard"
 
 
 def check_log_to(log_to: Sequence[str]) -> list[str]:
@@ -66,12 +68,9 @@ def open_metrics_log(cfg: Any, step: int) -> Generator[MetricsLog | None]:
     Args:
         cfg: The run's, for one SAE or several.
         step: The one that comes next. What a log holds from there on is of a run that
-            was killed, and is replaced; what is before it stays. If this is 0, all
-            logs in the folder are of another run, and are removed.
+            was killed, and is replaced; what is before it stays if this is not 0.
     """
     folder, log_to = _folder(cfg), getattr(cfg, "log_to", ())
-    if folder is not None and step == 0:
-        _remove_logs(folder)
     if not log_to or folder is None:
         yield None
         return
@@ -80,10 +79,16 @@ def open_metrics_log(cfg: Any, step: int) -> Generator[MetricsLog | None]:
         yield MetricsLog(opened)
 
 
-def _remove_logs(folder: Path) -> None:
-    events = (folder / TENSORBOARD_FOLDER).glob("events.out.tfevents.*")
-    for file in (folder / METRICS_CSV, *events):
-        file.unlink(missing_ok=True)
+def logs_in(folder: str | Path | None) -> list[Path]:
+    """Return the files of metrics that runs have written to an ``output_path``."""
+    if folder is None:
+        return []
+    table = Path(folder) / METRICS_CSV
+    return [*([table] if table.is_file() else []), *_event_files(Path(folder))]
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return sorted((folder / _TENSORBOARD_FOLDER).glob("events.out.tfevents.*"))
 
 
 class _Writer(Protocol):
@@ -143,7 +148,10 @@ class _TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        to = str(folder / TENSORBOARD_FOLDER)
+        if not step:  # TensorBoard would draw both runs as one
+            for file in _event_files(folder):
+                file.unlink()
+        to = str(folder / _TENSORBOARD_FOLDER)
         self._writer = SummaryWriter(to, purge_step=step or None)
 
     def __enter__(self) -> Self:

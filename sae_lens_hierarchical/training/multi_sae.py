@@ -31,7 +31,7 @@ from sae_lens_hierarchical.training.activations_store import (
     TrackedPrefetch,
 )
 from sae_lens_hierarchical.training.checkpoint import Checkpoint, check_unfinished
-from sae_lens_hierarchical.training.config import check_trainable
+from sae_lens_hierarchical.training.config import check_new_run, check_trainable
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.metrics_log import check_can_log, open_metrics_log
 from sae_lens_hierarchical.training.precision import (
@@ -84,6 +84,8 @@ def multi_sae_config(
         ValueError: If ``cfg`` asks for what SAELens does for one SAE alone, or an SAE
             cannot be trained.
     """
+    if cfg.resume_from_checkpoint is None:
+        check_new_run(cfg)
     for name, sae in saes.items():
         check_trainable(name, sae)
     for name in ("compile_sae", "use_cached_activations", "from_pretrained_path"):

@@ -21,10 +21,7 @@ from sae_lens_hierarchical.defaults import (
     BUNDLED,
     N_BATCHES_IN_BUFFER,
 )
-from sae_lens_hierarchical.training.config import (
-    LanguageModelSAERunnerConfig,
-    check_lr_schedule,
-)
+from sae_lens_hierarchical.training.config import LanguageModelSAERunnerConfig
 
 __all__ = ["PRESETS", "preset", "preset_fields", "set_lr_schedule", "small_run"]
 
@@ -94,8 +91,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: str, **changes: Any) -> LanguageModelSAERunnerConfig:
     """Return the config of a run of the paper's size, or of one on the bundled model.
 
-    SAE, data and optimizer are the paper's, and the loss is the default one: the
-    paper's is ``loss_every=1``.
+    SAE, data and optimizer are the paper's; the warm-up and decay of the learning rate
+    are ours. The loss is the default one: the paper's is ``loss_every=1``.
 
     Args:
         name: One of ``PRESETS``.
@@ -132,6 +129,8 @@ def set_lr_schedule(
 ) -> None:
     """Fit a preset's warm-up and decay of the learning rate to the steps of a run.
 
+    A scheduler other than SAELens's constant one has its own decay.
+
     Args:
         cfg: The run's config, with its tokens and its batch.
         name: One of ``PRESETS``.
@@ -139,14 +138,14 @@ def set_lr_schedule(
     """
     steps = cfg.total_training_steps
     # The paper is silent; docs/recipe.md was measured with a twentieth and a fifth.
-    schedule = {"lr_warm_up_steps": steps // 20, "lr_decay_steps": steps // 5}
+    warm_up, decay = steps // 20, steps // 5
     if name == BUNDLED:
-        schedule = {"lr_warm_up_steps": min(20, steps // 5)}
-        schedule["lr_decay_steps"] = steps // 4
-    for field, value in schedule.items():
-        if field not in given:
-            setattr(cfg, field, value)
-    check_lr_schedule(cfg)
+        warm_up, decay = min(20, steps // 5), steps // 4
+    if "lr_warm_up_steps" not in given:
+        taken = cfg.lr_decay_steps if "lr_decay_steps" in given else 0
+        cfg.lr_warm_up_steps = max(0, min(warm_up, steps - taken))
+    if "lr_decay_steps" not in given and cfg.lr_scheduler_name == "constant":
+        cfg.lr_decay_steps = max(0, min(decay, steps - cfg.lr_warm_up_steps))
 
 
 @contextmanager

@@ -23,11 +23,10 @@ from sae_lens_hierarchical.training.manifest import read_json, read_manifest
 __all__ = [
     "check_model_kwargs",
     "checkpoint_to_resume",
-    "finished_sae",
-    "is_output_of",
     "is_where_it_was_written",
     "make_paths_absolute",
     "progress",
+    "tokens_of_output",
 ]
 
 # What makes no other run: devices, where outputs go, how it is logged and computed.
@@ -98,8 +97,7 @@ def _check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
     """
     was = _flat(checkpoint.runner_cfg)
     now = _flat(json.loads(json.dumps(asked, default=str)))
-    # What only one of them has is of another version of SAELens.
-    differing = [n for n in was if n in now and was[n] != now[n]]
+    differing = _differing(checkpoint.runner_cfg, asked)
     refused = [name for name in differing if not _may_differ(name)]
     if refused:
         listed = "\n  ".join(f"{n}: {was[n]!r} -> {now[n]!r}" for n in refused)
@@ -140,30 +138,29 @@ def check_model_kwargs(
     )
 
 
-def finished_sae(checkpoint: Path) -> Path | None:
-    """Return where the SAE is that a checkpoint's run has ended with; None if none.
+def tokens_of_output(folder: str | Path, runner_cfg: Mapping[str, Any]) -> int | None:
+    """Return on how many tokens a run has trained the SAE in a folder.
 
-    Raises:
-        ValueError: If a config is damaged.
+    Args:
+        folder: Where the run writes its SAE.
+        runner_cfg: The run's config.
+
+    Returns:
+        The tokens; None if there is no SAE, or one of another run.
     """
-    run = read_runner_cfg(checkpoint)
-    output, tokens = run.get("output_path"), run.get("training_tokens")
-    if output is None or not is_output_of(output, run):
+    try:
+        wrote = read_json(Path(folder) / RUNNER_CFG_FILENAME)
+    except (OSError, ValueError):
         return None
-    ended = read_json(Path(output) / RUNNER_CFG_FILENAME).get("training_tokens")
-    return Path(output) if ended == tokens else None
-
-
-def is_output_of(folder: str | Path, runner_cfg: Mapping[str, Any]) -> bool:
-    """Tell whether the SAE in a folder is a run's own, of this sitting or one before.
-
-    Raises:
-        ValueError: If the folder's config is damaged.
-    """
-    file = Path(folder) / RUNNER_CFG_FILENAME
-    # SAELens gives each run a checkpoint_path of its own.
-    checkpoints = runner_cfg.get("checkpoint_path")
-    return file.is_file() and read_json(file).get("checkpoint_path") == checkpoints
+    # SAELens gives each run a checkpoint_path of its own. A checkpoint that was moved
+    # goes on with one in the output folder, which says nothing of the run.
+    path = wrote.get("checkpoint_path")
+    if path == str(Path(folder).absolute() / "checkpoints"):
+        if any(not _may_differ(name) for name in _differing(runner_cfg, wrote)):
+            return None
+    elif path != runner_cfg.get("checkpoint_path"):
+        return None
+    return wrote.get("training_tokens")
 
 
 def progress(checkpoint: Path) -> str:
@@ -183,6 +180,13 @@ def is_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool
     if not isinstance(written, str) or not Path(written).is_absolute():
         return False
     return Path(written).resolve() == folder.resolve().parent
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Return the fields that two runs' configs have both, with other values."""
+    was, now = _flat(a), _flat(json.loads(json.dumps(b, default=str)))
+    # What only one of them has is of another version of SAELens.
+    return [name for name in was if name in now and was[name] != now[name]]
 
 
 def _may_differ(name: str) -> bool:

@@ -34,6 +34,7 @@ from sae_lens_hierarchical.training.checkpoint import (
 )
 from sae_lens_hierarchical.training.config import (
     LanguageModelSAERunnerConfig,
+    check_new_run,
     check_trainable,
 )
 from sae_lens_hierarchical.training.false_warnings import without_false_warnings
@@ -96,6 +97,8 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
     ) -> None:
         self.cfg = cfg
         check_trainable("sae", cfg.sae)
+        if cfg.resume_from_checkpoint is None:
+            check_new_run(cfg)
         make_paths_absolute(cfg)
         check_can_log(cfg)
         self._checkpoint = self._find_checkpoint()

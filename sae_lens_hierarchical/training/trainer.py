@@ -34,7 +34,7 @@ _STEPS_BETWEEN_CHECKS = 16
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was asked to stop and has written a checkpoint.
+    """Training was asked to stop, and has written a checkpoint if it writes any.
 
     Attributes:
         checkpoint: Where, or None if the run writes no checkpoints.
@@ -43,8 +43,8 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, checkpoint: Path | None) -> None:
         self.checkpoint = checkpoint
         super().__init__(
-            "interrupted, without a checkpoint: checkpoint_path is None. With a folder "
-            "there (--checkpoint_path checkpoints) a run can be resumed"
+            "interrupted, without a checkpoint: checkpoint_path is None. Give "
+            "--checkpoint_path FOLDER to be able to resume a run"
             if checkpoint is None
             else f"interrupted; resume with resume_from_checkpoint={str(checkpoint)!r}"
         )
