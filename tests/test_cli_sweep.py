@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,25 @@ def test_a_target_is_a_fraction(
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["sweep", "sae", "--k=1", "--target-ev", target])
     assert "must be a number above 0 and below 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["sweep", "--k=1,4", "--ce-contexts=0"], ["features", "--top=2"]]
+)
+def test_an_evaluation_says_nothing_false(
+    command: list[str],
+    model: HookedSAETransformer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sae, output = tmp_path / "sae", f"--output={tmp_path / 'output'}"
+    make_crude_sae(model).save_model(sae)
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert main([*command, str(sae), "--contexts=2", output]) == 0
+
+    said = [*caplog.messages, *(str(w.message) for w in shown), capsys.readouterr().err]
+    for false in ("fewer samples", "not tokenized"):
+        assert false not in "\n".join(said)
