@@ -68,6 +68,26 @@ def test_saes_of_the_hub_and_names(
     assert (tmp_path / "exported" / "cfg.json").is_file()
 
 
+@pytest.mark.parametrize(("ks", "expected"), [("1,4,16,32", 4), ("16,32", 8)])
+def test_the_export_that_comes_next_is_one_that_was_trained_for(
+    ks: str,
+    expected: int,
+    model: HookedSAETransformer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_crude_sae(model).save_model(tmp_path / "sae")
+    options = [f"--k={ks}", "--contexts=2", "--ce-contexts=0"]
+
+    assert (
+        main(["sweep", str(tmp_path / "sae"), *options, f"--output={tmp_path / 's'}"])
+        == 0
+    )
+
+    *_, following = capsys.readouterr().out.splitlines()
+    assert f" --k {expected} --output sae_at_{expected}" in following
+
+
 def test_a_jumprelu_sae_is_shown_with_its_own_thresholds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_ks, add_saes
@@ -60,5 +61,11 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         folders = export_all(sae, options.output, options.k, options.architecture)
     for folder in folders:
         print(folder)
+    if beyond := [str(k) for k in options.k if k > sae.k_max]:
+        print(
+            f"sae-lens-hierarchical: warning: the SAE was trained for k up to "
+            f"{sae.k_max}, and was exported at {', '.join(beyond)}",
+            file=sys.stderr,
+        )
     show_next(f"push {shlex.quote(str(options.output))} USER/NAME")
     return 0

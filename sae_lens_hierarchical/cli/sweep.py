@@ -102,10 +102,11 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         print(f"Smallest k with an explained variance of {options.target_ev}:")
         for found in smallest_ks(table, options.target_ev):
             print(f"  {found.sae}: {found}")
-    ours = next((row.sae for row in table.rows if row.ours), None)
+    ours = next((row for row in table.rows if row.ours), None)
     if ours is not None:
-        origin = table.provenance["checkpoints"][ours]
-        sae, k = origin.get("path") or origin["id"], options.k[-1]
-        output = shlex.quote(f"{re.sub('[/:]', '_', ours)}_at_{k}")
+        origin = table.provenance["checkpoints"][ours.sae]
+        sae, largest = origin.get("path") or origin["id"], ours.trained_k
+        k = max((k for k in options.k if k <= largest), default=largest)
+        output = shlex.quote(f"{re.sub('[/:]', '_', ours.sae)}_at_{k}")
         show_next(f"export {shlex.quote(sae)} --k {k} --output {output}")
     return 0
