@@ -178,7 +178,7 @@ def saelens_config(
     set_later = [n for n in fields if n not in words and n not in given]
     # Of two options with one name SAELens's parser takes the later one.
     defaults = [f"--{n}={v}" for n, v in words.items()]
-    ours = options_in(options.parser.format_help()) | {f"--{name}" for name in fields}
+    ours = options.parser.long_options() | {f"--{name}" for name in fields}
     cfg = _parse([*defaults, *rest], ours).to_dict()
     for name in set_later:
         parts = (cfg, cfg["sae"], cfg["logger"])

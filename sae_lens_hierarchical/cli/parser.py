@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import NoReturn
 
 from typing_extensions import override
@@ -19,12 +20,17 @@ class Parser(argparse.ArgumentParser):
 
     @override
     def error(self, message: str) -> NoReturn:
-        line = with_suggestion(message, options_in(self.format_help()))
+        line = with_suggestion(message, self.long_options())
         self.exit(2, f"{self.prog}: {line}\n{self.prog} --help lists what there is\n")
+
+    def long_options(self) -> set[str]:
+        """Return the long options that there are."""
+        names = chain(*(action.option_strings for action in self._actions))
+        return {name for name in names if name.startswith("--")}
 
 
 def options_in(text: str) -> set[str]:
-    """Return the long options that a help or a usage has."""
+    """Return the long options that a usage has."""
     return set(re.findall(r"--\w[\w-]*", text))
 
 
