@@ -62,11 +62,12 @@ def add_ks(command: argparse.ArgumentParser) -> None:
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    """Add which language model the SAEs are evaluated in, and what of it may run."""
+    """Add which language model SAEs are evaluated in, and what of it may run."""
     command.add_argument(
         "--model",
         metavar="NAME",
-        help="on the Hub or on disk (default: the SAEs' own)",
+        help="language model, on the Hub or on disk (default: the one that was trained "
+        "on)",
     )
     command.add_argument(
         "--trust-remote-code",
@@ -75,12 +76,16 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dataset(command: argparse.ArgumentParser, contexts: int) -> None:
-    """Add which dataset the SAEs are evaluated on, and how many ``contexts`` of it."""
+def add_dataset(
+    command: argparse.ArgumentParser, contexts: int, *, several: bool
+) -> None:
+    """Add which dataset SAEs, or one, are evaluated on, and how many contexts of it."""
     command.add_argument(
         "--dataset",
         metavar="NAME",
-        help="on the Hub or on disk (default: what the first SAE was trained on)",
+        help="texts, on the Hub or on disk (default: what the "
+        f"{'first ' if several else ''}SAE was trained on; for the bundled model its "
+        "held-out texts)",
     )
     command.add_argument(
         "--contexts",
@@ -94,7 +99,11 @@ def add_dataset(command: argparse.ArgumentParser, contexts: int) -> None:
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
     command.add_argument(
-        "--device", type=_device, default=DEVICE, help="default: %(default)s"
+        "--device",
+        type=_device,
+        default=DEVICE,
+        metavar="NAME",
+        help="where to compute, as torch calls it, such as cuda (default: %(default)s)",
     )
 
 
@@ -105,7 +114,7 @@ def add_output(command: argparse.ArgumentParser, default: Path) -> None:
         type=Path,
         default=default,
         metavar="FOLDER",
-        help="default: %(default)s",
+        help="where the outputs go (default: %(default)s)",
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_ks, add_saes
 from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.defaults import EXPORTED_ARCHITECTURE
 
@@ -18,7 +19,16 @@ __all__ = ["add_parser", "run"]
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "export", help="write plain SAELens checkpoints, which need no plugin"
+        "export",
+        help="write plain SAELens checkpoints, which need no plugin",
+        description=described(
+            "Write a HierarchicalTopK SAE at one k, or each of several, as a plain "
+            "checkpoint of SAELens's, which loads without this package.",
+            "export quickstart_output/saes/HierarchicalTopK --k 8 --output exported",
+            "export quickstart_output/saes/HierarchicalTopK --k 4,8,16 --output by_k",
+            "export quickstart_output/saes/HierarchicalTopK --k 8 \\\n"
+            "      --architecture jumprelu --output thresholds",
+        ),
     )
     add_saes(command, several=False)
     add_ks(command)
@@ -34,7 +44,7 @@ def add_parser(commands: Subparsers) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="of several k, each gets a sub-folder: k_8, k_32, ...",
+        help="where it goes; of several k, each gets a sub-folder: k_8, k_32, ...",
     )
     add_force(command)
     command.set_defaults(run=run)
