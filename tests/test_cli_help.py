@@ -131,10 +131,9 @@ def test_the_help_of_train_says_what_is_otherwise_in_the_bundled_preset(
 ) -> None:
     shown = " ".join(help_of(["train", "--help"], capsys).split())
 
-    _, _, text = shown.partition("--checkpoint_path ")
-    text, _, _ = text.partition(" --n_checkpoints ")
-    assert "with --preset bundled None by default" in text
+    assert "(default: checkpoints; with --preset bundled None)" in shown
     assert PRESETS["bundled"]["checkpoint_path"] is None
+    assert "(default: True; with --preset bundled False)" in shown
 
 
 def test_the_dataset_of_features_is_that_of_its_one_sae(

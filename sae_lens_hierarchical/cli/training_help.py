@@ -59,7 +59,7 @@ _TEXTS = {
     "l1_coefficient": "weight of the sparsity loss",
     "l1_warm_up_steps": "steps in which that weight rises from 0",
     "lp_norm": "p of the norm that the sparsity loss takes of the activations",
-    "log_to_wandb": "log to Weights & Biases; with --preset bundled, false by default",
+    "log_to_wandb": "log to Weights & Biases",
     "log_activations_store_to_wandb": "SAELens does not use it",
     "log_optimizer_state_to_wandb": "SAELens does not use it",
     "log_weights_to_wandb": "upload the SAE's weights with checkpoints",
@@ -70,8 +70,8 @@ _TEXTS = {
     "wandb_log_frequency": "training steps from one log to the next",
     "eval_every_n_wandb_logs": "logs from one evaluation to the next",
 }
-# What is otherwise here.
-_NOTES = {"checkpoint_path": "with --preset bundled None by default"}
+# Where the bundled preset has another default, and that is not for its size.
+_DEFAULTS_OF_BUNDLED = {"checkpoint_path": "None", "log_to_wandb": "False"}
 
 
 def describe(what: str, *examples: str) -> str:
@@ -148,11 +148,11 @@ def _metavar(option: Option) -> str:
 def _help(option: Option) -> str:
     name = option.names[0].removeprefix("--")
     text = option.help or _TEXTS.get(name, "")
-    if name in _NOTES:
-        text = f"{text} {_NOTES[name]}"
     if "--architecture" in option.names:
         names = option.kind.strip("{}").replace(",", ", ")
         return f"{names}; --help lists the options of the one that stands beside it"
     if option.default is not None:
-        text = f"{text} (default: {option.default})"
+        bundled = _DEFAULTS_OF_BUNDLED.get(name)
+        other = "" if bundled is None else f"; with --preset {BUNDLED} {bundled}"
+        text = f"{text} (default: {option.default}{other})"
     return text.strip().replace("%", "%%")
