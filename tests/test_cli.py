@@ -429,6 +429,35 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*again, "--force"]) == 0
 
 
+def test_an_export_beyond_the_trained_k_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_sae(tmp_path / "sae")
+    command = ["export", str(tmp_path / "sae"), "--output"]
+
+    assert main([*command, str(tmp_path / "within"), "--k", "8"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*command, str(tmp_path / "beyond"), "--k", "4,9,20"]) == 0
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("was trained for k up to 8, and was exported at 9, 20")
+    assert (tmp_path / "beyond" / "k_20" / "cfg.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "command", [["figures"], ["push", "sae", "user/repo", "--metrics"]]
+)
+def test_a_table_that_is_not_there_is_one_clear_line(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "no.csv"
+
+    assert main([*command, str(missing)]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"sae-lens-hierarchical: there is no table {missing}"
+
+
 def test_figures_leave_no_stale_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,26 @@ def test_saes_of_the_hub_and_names(
     assert (tmp_path / "exported" / "cfg.json").is_file()
 
 
+@pytest.mark.parametrize(("ks", "expected"), [("1,4,16,32", 4), ("16,32", 8)])
+def test_the_export_that_comes_next_is_one_that_was_trained_for(
+    ks: str,
+    expected: int,
+    model: HookedSAETransformer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_crude_sae(model).save_model(tmp_path / "sae")
+    options = [f"--k={ks}", "--contexts=2", "--ce-contexts=0"]
+
+    assert (
+        main(["sweep", str(tmp_path / "sae"), *options, f"--output={tmp_path / 's'}"])
+        == 0
+    )
+
+    *_, following = capsys.readouterr().out.splitlines()
+    assert f" --k {expected} --output sae_at_{expected}" in following
+
+
 def test_a_jumprelu_sae_is_shown_with_its_own_thresholds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,3 +138,25 @@ def test_a_target_is_a_fraction(
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["sweep", "sae", "--k=1", "--target-ev", target])
     assert "must be a number above 0 and below 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["sweep", "--k=1,4", "--ce-contexts=0"], ["features", "--top=2"]]
+)
+def test_an_evaluation_says_nothing_false(
+    command: list[str],
+    model: HookedSAETransformer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sae, output = tmp_path / "sae", f"--output={tmp_path / 'output'}"
+    make_crude_sae(model).save_model(sae)
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert main([*command, str(sae), "--contexts=2", output]) == 0
+
+    said = [*caplog.messages, *(str(w.message) for w in shown), capsys.readouterr().err]
+    for false in ("fewer samples", "not tokenized"):
+        assert false not in "\n".join(said)

@@ -68,11 +68,12 @@ def add_ks(command: argparse.ArgumentParser) -> None:
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    """Add which language model the SAEs are evaluated in, and what of it may run."""
+    """Add which language model SAEs are evaluated in, and what of it may run."""
     command.add_argument(
         "--model",
         metavar="NAME",
-        help="on the Hub or on disk (default: the SAEs' own)",
+        help="language model, on the Hub or on disk (default: the one that was trained "
+        "on)",
     )
     command.add_argument(
         "--trust-remote-code",
@@ -81,12 +82,16 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dataset(command: argparse.ArgumentParser, contexts: int) -> None:
-    """Add which dataset the SAEs are evaluated on, and how many ``contexts`` of it."""
+def add_dataset(
+    command: argparse.ArgumentParser, contexts: int, *, several: bool
+) -> None:
+    """Add which dataset SAEs, or one, are evaluated on, and how many contexts of it."""
     command.add_argument(
         "--dataset",
         metavar="NAME",
-        help="on the Hub or on disk (default: what the first SAE was trained on)",
+        help="texts, on the Hub or on disk (default: what the "
+        f"{'first ' if several else ''}SAE was trained on; for the bundled model its "
+        "held-out texts)",
     )
     command.add_argument(
         "--contexts",
@@ -100,7 +105,11 @@ def add_dataset(command: argparse.ArgumentParser, contexts: int) -> None:
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
     command.add_argument(
-        "--device", type=_device, default=DEVICE, help="default: %(default)s"
+        "--device",
+        type=_device,
+        default=DEVICE,
+        metavar="NAME",
+        help="where to compute, as torch calls it, such as cuda (default: %(default)s)",
     )
 
 
@@ -111,7 +120,7 @@ def add_output(command: argparse.ArgumentParser, default: Path) -> None:
         type=Path,
         default=default,
         metavar="FOLDER",
-        help="default: %(default)s",
+        help="where the outputs go (default: %(default)s)",
     )
 
 
@@ -184,7 +193,7 @@ def saelens_config(
     set_later = [n for n in fields if n not in words and n not in given]
     # Of two options with one name SAELens's parser takes the later one.
     defaults = [f"--{n}={v}" for n, v in words.items()]
-    ours = options_in(options.parser.format_help()) | {f"--{name}" for name in fields}
+    ours = options.parser.long_options() | {f"--{name}" for name in fields}
     cfg = _parse([*defaults, *rest], ours).to_dict()
     for name in set_later:
         parts = (cfg, cfg["sae"], cfg["logger"])

@@ -17,6 +17,7 @@ from sae_lens_hierarchical.cli.arguments import (
     integers,
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.defaults import (
     ARCHITECTURE,
@@ -31,7 +32,16 @@ __all__ = ["add_parser", "run"]
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "features", help="show what single features do at every k, on an offline page"
+        "features",
+        help="show what single features do at every k, on an offline page",
+        description=described(
+            "Show single features of one SAE at every k: where they are active, which "
+            "words they promote, and from which k on. It writes an offline page.",
+            "features quickstart_output/saes/HierarchicalTopK",
+            "features quickstart_output/saes/HierarchicalTopK --features 12,40",
+            "features quickstart_output/saes/HierarchicalTopK --random 20 \\\n"
+            "      --neuronpedia --output random_features",
+        ),
     )
     add_saes(command, several=False)
     which = command.add_mutually_exclusive_group()
@@ -52,7 +62,7 @@ def add_parser(commands: Subparsers) -> None:
         "--seed", type=int, default=SEED, help="of --random (default: %(default)s)"
     )
     add_model(command)
-    add_dataset(command, SWEEP_CONTEXTS)
+    add_dataset(command, SWEEP_CONTEXTS, several=False)
     add_device(command)
     command.add_argument(
         "--neuronpedia",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_output
 from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.cli.results import show_next
 
 __all__ = ["add_parser", "run"]
@@ -16,9 +17,22 @@ __all__ = ["add_parser", "run"]
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "figures", help="draw the paper's figures from a sweep's table"
+        "figures",
+        help="draw the paper's figures from a sweep's table",
+        description=described(
+            "Draw the paper's figures from a table of metrics, as images and on one "
+            "interactive page; those that the table has no rows for are left out.",
+            "figures quickstart_output/metrics.parquet",
+            "figures sweep_output/metrics.parquet --output drawn --force",
+            "figures sweep_output/metrics.parquet --autointerp eval_results",
+        ),
     )
-    command.add_argument("table", type=Path, metavar="TABLE.parquet")
+    command.add_argument(
+        "table",
+        type=Path,
+        metavar="TABLE.parquet",
+        help="metrics.parquet of sweep, quickstart or compare",
+    )
     add_output(command, Path("figures"))
     add_force(command)
     command.add_argument(

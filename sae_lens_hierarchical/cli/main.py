@@ -22,7 +22,7 @@ from sae_lens_hierarchical.cli.completion import add_print_completion
 from sae_lens_hierarchical.cli.parser import Parser
 from sae_lens_hierarchical.cli.progress import progress_for
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 _COMMANDS = (
     quickstart,
@@ -39,8 +39,8 @@ _COMMANDS = (
 _WITH_SAELENS_OPTIONS = (train.run, compare.run)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line with ``args``, or the process's own; return its status."""
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser of the command line, and that of each command by its name."""
     parser = Parser(
         prog="sae-lens-hierarchical",
         description="Train one sparse autoencoder and use it at every sparsity budget.",
@@ -52,10 +52,15 @@ def main(args: Sequence[str] | None = None) -> int:
     for command in _COMMANDS:
         command.add_parser(commands)
     add_print_completion(parser, commands)
+    return parser, commands.choices
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line with ``args``, or the process's own; return its status."""
+    parser, commands = make_parser()
     options, rest = parser.parse_known_args(args)
     if rest and options.run not in _WITH_SAELENS_OPTIONS:
-        command = commands.choices[options.command]
-        command.error(f"unrecognized arguments: {' '.join(rest)}")
+        commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         with progress_for(sys.stderr), warnings.catch_warnings():
             # Not so here: each command loads the model as the SAE's metadata say.

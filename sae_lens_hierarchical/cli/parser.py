@@ -1,30 +1,55 @@
-"""A parser whose errors are one line, with a suggestion."""
+"""A parser whose errors are one line, and whose help begins with examples."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterable
-from typing import NoReturn
+from itertools import chain
+from typing import Any, NoReturn
 
 from typing_extensions import override
 
 from sae_lens_hierarchical.spelling import did_you_mean
 
-__all__ = ["Parser", "options_in", "with_suggestion"]
+__all__ = ["Parser", "described", "options_in", "with_suggestion"]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without the usage of many lines before each error."""
+    """argparse's, without the usage of many lines before each error.
+
+    Descriptions are shown as they are written.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
 
     @override
     def error(self, message: str) -> NoReturn:
-        line = with_suggestion(message, options_in(self.format_help()))
+        line = with_suggestion(message, self.long_options())
         self.exit(2, f"{self.prog}: {line}\n{self.prog} --help lists what there is\n")
+
+    def long_options(self) -> set[str]:
+        """Return the long options that there are."""
+        names = chain(*(action.option_strings for action in self._actions))
+        return {name for name in names if name.startswith("--")}
+
+
+def described(what: str, *examples: str) -> str:
+    """Return a description of a command: what it does, and examples.
+
+    Args:
+        what: A sentence or two.
+        examples: Command lines that work, without the program.
+    """
+    lines = [f"  sae-lens-hierarchical {example}" for example in examples]
+    return "\n".join([textwrap.fill(what, 78), "", "examples:", *lines])
 
 
 def options_in(text: str) -> set[str]:
-    """Return the long options that a help or a usage has."""
+    """Return the long options that a usage has."""
     return set(re.findall(r"--\w[\w-]*", text))
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import Subparsers
+from sae_lens_hierarchical.cli.parser import described
 
 __all__ = ["add_parser", "run"]
 
@@ -13,12 +14,29 @@ __all__ = ["add_parser", "run"]
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "push", help="upload an SAE, or a folder of exported ones, to the Hub"
+        "push",
+        help="upload an SAE, or a folder of exported ones, to the Hub",
+        description=described(
+            "Upload an SAE, or a folder of exported ones, to the Hugging Face Hub with "
+            "a model card. hf auth login comes first.",
+            "push quickstart_output/saes/HierarchicalTopK USER/NAME \\\n"
+            "      --metrics quickstart_output/metrics.parquet --license mit",
+            "push exported USER/NAME --sae-id layer_2 --private",
+        ),
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    command.add_argument("repo_id", metavar="REPO_ID", help="user/name")
     command.add_argument(
-        "--sae-id", metavar="ID", help="its folder there; default: its hook's name"
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="folder of an SAE, or one that export wrote of several k",
+    )
+    command.add_argument(
+        "repo_id",
+        metavar="REPO_ID",
+        help="user/name on the Hub; it is created where it does not exist",
+    )
+    command.add_argument(
+        "--sae-id", metavar="ID", help="its folder there (default: its hook's name)"
     )
     command.add_argument("--license", metavar="NAME", help="for the card, such as mit")
     command.add_argument(
@@ -33,7 +51,11 @@ def add_parser(commands: Subparsers) -> None:
         help="what the table calls the SAE (default: the only one, or the only "
         "HierarchicalTopK one)",
     )
-    command.add_argument("--private", action="store_true", help="if it is a new one")
+    command.add_argument(
+        "--private",
+        action="store_true",
+        help="make the repository private, if it is a new one",
+    )
     command.set_defaults(run=run)
 
 

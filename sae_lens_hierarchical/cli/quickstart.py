@@ -6,6 +6,7 @@ import argparse
 
 from sae_lens_hierarchical.cli.arguments import Subparsers, add_force, add_output
 from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.defaults import QUICKSTART_OUTPUT, SEED
 
 __all__ = ["add_parser", "run"]
@@ -16,6 +17,14 @@ def add_parser(commands: Subparsers) -> None:
     command = commands.add_parser(
         "quickstart",
         help="train and compare on the bundled model: no network, GPU or account",
+        description=described(
+            "Train one HierarchicalTopK SAE, and TopK SAEs beside it, on the bundled "
+            "model, and evaluate all of them at every k. It takes minutes on a CPU, "
+            "with no network, GPU or account.",
+            "quickstart",
+            "quickstart --output second_try --seed 1",
+            "quickstart --force",
+        ),
     )
     add_output(command, QUICKSTART_OUTPUT)
     add_force(command)
@@ -23,6 +32,7 @@ def add_parser(commands: Subparsers) -> None:
         "--seed",
         type=int,
         default=SEED,
+        metavar="N",
         help="of all random choices (default: %(default)s)",
     )
     command.set_defaults(run=run)

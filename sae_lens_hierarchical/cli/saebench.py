@@ -17,6 +17,7 @@ from sae_lens_hierarchical.cli.arguments import (
     names,
     prices,
 )
+from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.defaults import (
     JUDGED_LATENTS,
@@ -30,7 +31,18 @@ __all__ = ["add_parser", "run"]
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
-    command = commands.add_parser("saebench", help="run SAEBench on any SAEs at many k")
+    command = commands.add_parser(
+        "saebench",
+        help="run SAEBench on any SAEs at many k",
+        description=described(
+            "Run evals of SAEBench on SAEs at many k, and show the results; those that "
+            "are there already are kept. It needs the extra [saebench].",
+            "saebench quickstart_output/saes/HierarchicalTopK --k 1,4,16",
+            "saebench quickstart_output/saes/HierarchicalTopK --k 4,16 --contexts 500",
+            "saebench quickstart_output/saes/HierarchicalTopK --k 4,16 \\\n"
+            "      --evals autointerp --judge-model gpt-4o-mini --latents 50",
+        ),
+    )
     add_saes(command, several=True)
     add_ks(command)
     command.add_argument(
@@ -41,7 +53,7 @@ def add_parser(commands: Subparsers) -> None:
         help="core (default), autointerp, sparse_probing, absorption and scr_and_tpp",
     )
     add_model(command)
-    add_dataset(command, SAEBENCH_CONTEXTS)
+    add_dataset(command, SAEBENCH_CONTEXTS, several=True)
     command.add_argument(
         "--latents",
         type=int,

@@ -18,6 +18,7 @@ from sae_lens_hierarchical.cli.arguments import (
     fraction,
 )
 from sae_lens_hierarchical.cli.outputs import check_writable, refuse_existing
+from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.cli.results import show_next, write_and_show
 from sae_lens_hierarchical.defaults import (
     CE_CONTEXTS,
@@ -32,12 +33,22 @@ __all__ = ["add_parser", "run"]
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "sweep", help="evaluate any SAEs of SAELens at many k"
+        "sweep",
+        help="evaluate any SAEs of SAELens at many k",
+        description=described(
+            "Evaluate SAEs at many k: explained variance, CE loss recovered, dead "
+            "features and more. It writes a table, and figures of it.",
+            "sweep quickstart_output/saes/HierarchicalTopK --k 1,2,4,8,16",
+            "sweep ours=quickstart_output/saes/HierarchicalTopK \\\n"
+            "      topk=quickstart_output/saes/TopK-16 --k 4,16 --output both",
+            "sweep quickstart_output/saes/HierarchicalTopK --k 1,2,4,8,16 \\\n"
+            "      --target-ev 0.6 --output target",
+        ),
     )
     add_saes(command, several=True)
     add_ks(command)
     add_model(command)
-    add_dataset(command, SWEEP_CONTEXTS)
+    add_dataset(command, SWEEP_CONTEXTS, several=True)
     command.add_argument(
         "--ce-contexts",
         type=int,
@@ -102,10 +113,11 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         print(f"Smallest k with an explained variance of {options.target_ev}:")
         for found in smallest_ks(table, options.target_ev):
             print(f"  {found.sae}: {found}")
-    ours = next((row.sae for row in table.rows if row.ours), None)
+    ours = next((row for row in table.rows if row.ours), None)
     if ours is not None:
-        origin = table.provenance["checkpoints"][ours]
-        sae, k = origin.get("path") or origin["id"], options.k[-1]
-        output = shlex.quote(f"{re.sub('[/:]', '_', ours)}_at_{k}")
+        origin = table.provenance["checkpoints"][ours.sae]
+        sae, largest = origin.get("path") or origin["id"], ours.trained_k
+        k = max((k for k in options.k if k <= largest), default=largest)
+        output = shlex.quote(f"{re.sub('[/:]', '_', ours.sae)}_at_{k}")
         show_next(f"export {shlex.quote(sae)} --k {k} --output {output}")
     return 0

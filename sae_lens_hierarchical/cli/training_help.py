@@ -7,6 +7,7 @@ import textwrap
 from contextlib import suppress
 from typing import NoReturn
 
+from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.cli.saelens_options import Option, saelens_options
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 
@@ -44,6 +45,34 @@ _GROUPS = {
     "dead_feature_threshold feature_sampling_window verbose",
 }
 
+# What SAELens says nothing about.
+_TEXTS = {
+    "d_in": "size of the activations at the hook: the model's d_model, mostly",
+    "d_sae": "number of features",
+    "sae.dtype": "of the SAE's weights, such as bfloat16",
+    "sae.device": "where the SAE is made; it is trained on --device",
+    "apply_b_dec_to_input": "subtract b_dec from the activations before the encoder",
+    "normalize_activations": "none, expected_average_only_in (by one scale, to a mean "
+    "norm of sqrt(d_in)), layer_norm (each token) or covariance_whitening",
+    "reshape_activations": "hook_z: attention heads side by side are one activation",
+    "metadata": "where the SAE is from; the run fills it in",
+    "l1_coefficient": "weight of the sparsity loss",
+    "l1_warm_up_steps": "steps in which that weight rises from 0",
+    "lp_norm": "p of the norm that the sparsity loss takes of the activations",
+    "log_to_wandb": "log to Weights & Biases",
+    "log_activations_store_to_wandb": "SAELens does not use it",
+    "log_optimizer_state_to_wandb": "SAELens does not use it",
+    "log_weights_to_wandb": "upload the SAE's weights with checkpoints",
+    "wandb_project": "the project there",
+    "wandb_id": "the run's id there, such as of one to go on with",
+    "run_name": "the run's name there; by default one of the SAE's sizes",
+    "wandb_entity": "the user or team there",
+    "wandb_log_frequency": "training steps from one log to the next",
+    "eval_every_n_wandb_logs": "logs from one evaluation to the next",
+}
+# Where the bundled preset has another default, and that is not for its size.
+_DEFAULTS_OF_BUNDLED = {"checkpoint_path": "None", "log_to_wandb": "False"}
+
 
 def describe(what: str, *examples: str) -> str:
     """Return the top of a help: what the command does, examples, and the presets."""
@@ -53,13 +82,11 @@ def describe(what: str, *examples: str) -> str:
         )
         for name, line in _PRESETS.items()
     ]
-    shown = [f"  sae-lens-hierarchical {example}" for example in examples]
-    return "\n".join([what, "", "examples:", *shown, "", "presets:", *presets])
+    return "\n".join([described(what, *examples), "", "presets:", *presets])
 
 
 def add_help(command: argparse.ArgumentParser) -> None:
     """Add ``--help``, which the command itself answers with ``show_help``."""
-    command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.add_argument(
         "-h", "--help", action="store_true", help="show this help message and exit"
     )
@@ -119,10 +146,13 @@ def _metavar(option: Option) -> str:
 
 
 def _help(option: Option) -> str:
-    text = option.help
+    name = option.names[0].removeprefix("--")
+    text = option.help or _TEXTS.get(name, "")
     if "--architecture" in option.names:
         names = option.kind.strip("{}").replace(",", ", ")
         return f"{names}; --help lists the options of the one that stands beside it"
     if option.default is not None:
-        text = f"{text} (default: {option.default})"
+        bundled = _DEFAULTS_OF_BUNDLED.get(name)
+        other = "" if bundled is None else f"; with --preset {BUNDLED} {bundled}"
+        text = f"{text} (default: {option.default}{other})"
     return text.strip().replace("%", "%%")

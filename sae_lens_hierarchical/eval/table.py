@@ -183,6 +183,8 @@ def read_table(path: Path) -> MetricsTable:
     Raises:
         ValueError: If it is no such file, or a column is missing, naming it.
     """
+    if not path.is_file():
+        raise ValueError(f"there is no table {path}")
     try:
         arrow = pq.read_table(path)
     except pa.ArrowInvalid as error:

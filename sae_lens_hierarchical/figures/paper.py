@@ -256,7 +256,13 @@ def pointwise_loss(table: MetricsTable) -> Figure | None:
 
 
 def almost_dead(table: MetricsTable) -> Figure | None:
-    """Return figure 5: features active on less than one token in 10⁵."""
+    """Return figure 5: features active on less than one token in 10⁵.
+
+    Of fewer than 10⁵ tokens, these are just the dead ones: there is no figure then.
+    """
+    tokens = min((row.tokens for row in table.rows), default=0)
+    if tokens < 10**5:
+        return None
     metric = "almost_dead_features"
     saes = compared(table)
     series = _topk_curves(table, saes, metric)
@@ -266,12 +272,6 @@ def almost_dead(table: MetricsTable) -> Figure | None:
         row for sae in others.get(architecture, []) for row in at_trained_k(table, sae)
     ]
     series.append(curve(own, metric, OPTIMAL, "optimal scaling"))
-    tokens = min((row.tokens for row in table.rows), default=0)
-    few = ""
-    if tokens < 10**5:
-        few = "Of fewer than 10⁵ tokens, these are just those that were never active."
-    elif tokens < 10**6:
-        few = "Of fewer than 10⁶ tokens, the number means little."
     optimal = (
         f"Optimal scaling: {family_name(architecture)} SAEs, each at the k that it was "
         "trained for."
@@ -281,7 +281,9 @@ def almost_dead(table: MetricsTable) -> Figure | None:
         "Figure 5. Almost-dead features",
         [
             f"Features active on less than one token in 10⁵, over {tokens:,} tokens.",
-            few,
+            "Of fewer than 10⁶ tokens, the number means little."
+            if tokens < 10**6
+            else "",
             markers(table, saes),
             optimal if own else "",
         ],

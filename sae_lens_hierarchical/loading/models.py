@@ -37,6 +37,7 @@ from sae_lens_hierarchical.data import (
     load_bundled_dataset,
     load_bundled_model,
 )
+from sae_lens_hierarchical.loading.false_warnings import without_false_warnings
 
 __all__ = [
     "allowed_model_kwargs",
@@ -201,7 +202,10 @@ def load_store(
         text: A data set, or its name on the Hub or path.
         options: As ``ActivationsStore.from_sae`` takes them.
     """
-    with no_remote_code_prompt():
+    with (
+        no_remote_code_prompt(),
+        without_false_warnings(model=False, dataset=True),
+    ):
         return ActivationsStore.from_sae(
             model,
             sae,

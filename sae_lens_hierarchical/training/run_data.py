@@ -9,9 +9,9 @@ from typing import Any
 from sae_lens.config import HfDataset
 from transformer_lens import HookedRootModule
 
+from sae_lens_hierarchical.loading.false_warnings import without_false_warnings
 from sae_lens_hierarchical.loading.models import bundled_if_named
 from sae_lens_hierarchical.training.activations_store import reject_empty_dataset
-from sae_lens_hierarchical.training.false_warnings import without_false_warnings
 
 __all__ = ["model_and_dataset"]
 

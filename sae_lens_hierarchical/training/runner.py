@@ -18,6 +18,7 @@ from transformer_lens import HookedRootModule
 from typing_extensions import Self, override
 
 from sae_lens_hierarchical.files.atomic_directory import atomic_directory
+from sae_lens_hierarchical.loading.false_warnings import without_false_warnings
 from sae_lens_hierarchical.loading.models import (
     load_untrusted_model,
     no_remote_code_prompt,
@@ -37,7 +38,6 @@ from sae_lens_hierarchical.training.config import (
     check_new_run,
     check_trainable,
 )
-from sae_lens_hierarchical.training.false_warnings import without_false_warnings
 from sae_lens_hierarchical.training.fine_tuning import sae_from_pretrained
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.metrics_log import (

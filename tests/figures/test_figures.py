@@ -49,7 +49,7 @@ def make_row(
         trained_k=trained_k,
         activation=activation,
         k=k,
-        tokens=5000,
+        tokens=500_000,
         ce_tokens=100,
         l0=k - 0.25,
         explained_variance=float(random.random()),
@@ -304,7 +304,17 @@ def test_almost_dead_features_name_the_tokens(table: MetricsTable) -> None:
     assert list(lines(figure)) == ["J_1", "T-4", "B-4", "R-4", "optimal scaling"]
     assert lines(figure)["optimal scaling"].names == ("B-3", "B-4")
     assert figure is not None
-    assert "5,000 tokens" in figure.caption
+    assert "500,000 tokens" in figure.caption
+
+
+def test_few_tokens_have_no_almost_dead_features(table: MetricsTable) -> None:
+    row, *rows = table.rows
+    few = MetricsTable([replace(row, tokens=99_999), *rows])
+
+    assert "figure_5" not in [figure.key for figure in all_figures(few)]
+    page = Page(html_page("", all_figures(few), few))
+    assert "Figure 5" not in page.text
+    assert "Figure 4" in page.text
 
 
 def test_autointerp_takes_scores_at_the_own_k(table: MetricsTable) -> None:

@@ -1,4 +1,4 @@
-"""SAELens's warnings that are not true of a run of this package."""
+"""SAELens's warnings that are not true of what this package does."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _OF_A_NAMED_MODEL = (
 _OF_A_NAMED_DATASET = (
     "You just passed in a dataset which will override",
     "override_dataset overrides cfg.dataset_path",
-    "Dataset is not tokenized",  # the bundled one cannot be
+    "Dataset is not tokenized",  # the bundled one cannot be; others are read once
 )
 
 
 @contextmanager
 def without_false_warnings(*, model: bool, dataset: bool) -> Generator[None]:
-    """Hold back what SAELens would say while a run is set up, and is not so.
+    """Hold back what SAELens would say while a store is set up, and is not so.
 
     Args:
-        model: Whether the run's model is one that it loaded by its name.
-        dataset: Whether the run's dataset is the bundled one, by its name.
+        model: Whether the model is one that a run loaded by its name.
+        dataset: Whether the dataset is a run's bundled one, by its name, or is only
+            evaluated on: it is read once, and tokenizing it first would save nothing.
     """
     false = _OF_NO_RUN
     false += _OF_A_NAMED_MODEL if model else ()
