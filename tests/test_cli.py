@@ -267,6 +267,16 @@ def test_resuming_does_not_replace_another_runs_sae(
         assert file.read_bytes() == weights
     assert main([*resume, "--force"]) == 0
     assert SAE.load_from_disk(tmp_path / "output").cfg.d_in == 128
+    (tmp_path / "checkpoints").rename(tmp_path / "moved")
+    moved = ["train", "--resume", str(tmp_path / "moved")]
+    logs = tmp_path / "logs" / "training_metrics.csv"
+    logs.parent.mkdir()
+    logs.write_text("step,a\n9,1.0\n")
+    assert main([*moved, "--output", str(logs.parent)]) == 2
+    assert "training_metrics.csv is there already" in capsys.readouterr().err
+    for said in ("Explained variance of", "has ended: nothing to do"):
+        assert main([*moved, "--output", str(tmp_path / "new")]) == 0
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("local")
@@ -394,6 +404,8 @@ def test_the_bundled_preset_trains_with_no_network(
     for again in (log, []):
         assert main([*command, *options, *again]) == 2
         assert "training_metrics.csv is there already" in capsys.readouterr().err
+    assert main([*command, *options, "--force"]) == 0
+    assert not (tmp_path / "sae" / "training_metrics.csv").exists()
 
 
 def save_sae(folder: Path) -> HierarchicalTopKSAE:
@@ -590,7 +602,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(
 
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be reached" in line
-    assert "Nothing was committed" in line
+    assert "Try again" in line
 
 
 def test_what_the_hub_refuses_is_one_clear_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import signal
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,6 @@ from sae_lens_hierarchical import (
 )
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.comparison import compare
-from sae_lens_hierarchical.defaults import COMPARISON_CONTEXTS
 from sae_lens_hierarchical.eval.table import read_table
 from sae_lens_hierarchical.training.baselines import paper_comparison
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
@@ -101,6 +101,14 @@ def test_compare_on_the_bundled_model(
     assert table.provenance["training"]["checkpoint_path"] is None
     assert table.provenance["dataset"] == "bundled, held out"
     assert "BatchTopK-2" in capsys.readouterr().out
+    # A comparison that was stopped after training goes on with sweep.
+    (tmp_path / "metrics.parquet").unlink()
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "saes" / "training_metrics.csv").touch()
+    assert main(["compare", *options, "--output", str(tmp_path)]) == 2
+    *_, sweep = capsys.readouterr().err.splitlines()
+    assert main(shlex.split(sweep)[1:]) == 0
+    assert read_table(tmp_path / "metrics.parquet").rows == table.rows
     sae = SAE.load_from_disk(tmp_path / "saes" / "HierarchicalTopK-J1")
     assert isinstance(sae, HierarchicalTopKSAE)
     assert sae.k_max == 2
@@ -188,28 +196,6 @@ def test_bad_comparisons_are_refused_before_training(
 
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-
-
-def test_saes_of_a_stopped_comparison_can_be_evaluated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "out" / "saes" / "HierarchicalTopK").mkdir(parents=True)
-
-    assert main(["compare", "--k=2", "--output", str(tmp_path / "out")]) == 2
-
-    *_, command = capsys.readouterr().err.splitlines()
-    assert command.split() == [
-        "sae-lens-hierarchical",
-        "sweep",
-        f"{tmp_path}/out/saes/*",
-        "--k",
-        "1,2,3,4,6,8",
-        "--jumprelu",
-        "--contexts",
-        str(COMPARISON_CONTEXTS),
-        "--output",
-        f"{tmp_path}/out",
-    ]
 
 
 def test_compare_names_its_presets(capsys: pytest.CaptureFixture[str]) -> None:

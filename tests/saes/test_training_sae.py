@@ -319,7 +319,6 @@ def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
         ({"k": 41}, "k must be an integer from 1 to d_sae=40, got 41"),
         ({"k": 2.5}, "k must be an integer"),
         ({"loss_every": 0}, "loss_every must be an integer of at least 1"),
-        ({"loss_every": 7}, "loss_every must be at most k=6, got 7"),
         ({"budgets": [1, 9]}, r"budgets must .* from 1 to 6, got \[1, 9\]"),
         ({"budgets": []}, "budgets must be a non-empty"),
         ({"budgets": [1], "loss_every": 1}, "budgets and loss_every"),
@@ -333,23 +332,6 @@ def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
 def test_bad_fields_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_training_sae(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "warns"),
-    [
-        ({}, False),
-        ({"loss_every": 3}, False),
-        ({"loss_every": 4}, True),
-        ({"budgets": [1, 5]}, True),
-    ],
-)
-def test_a_loss_that_leaves_k_out_is_warned_of(
-    options: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    make_training_sae(**options)
-
-    assert ("is not trained for all k=6" in caplog.text) == warns
 
 
 def test_wandb_can_draw_the_norms_of_unit_rows() -> None:

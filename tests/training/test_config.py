@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sae_lens_hierarchical import (
     preset,
 )
 from sae_lens_hierarchical.ops import octave_budgets
+from sae_lens_hierarchical.training.config import check_new_run
 from sae_lens_hierarchical.training.multi_sae import multi_sae_config
 from tests.helpers import MakeConfig
 
@@ -136,6 +138,66 @@ def test_the_bundled_presets_schedule_follows_its_tokens() -> None:
     assert (few.total_training_steps, few.lr_warm_up_steps) == (100, 20)
     assert (few.lr_decay_steps, few.logger.log_to_wandb) == (25, False)
     assert set(PRESETS) == {"gemma-2-2b-layer-12", "qwen-2.5-7b-layer-14", "bundled"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "warm_up", "decay"),
+    [
+        ({"lr_decay_steps": 97}, 3, 97),
+        ({"lr_warm_up_steps": 100}, 100, 0),
+        ({"lr_scheduler_name": "cosineannealing"}, 20, 0),
+    ],
+)
+def test_a_presets_schedule_leaves_room_for_what_is_given(
+    changes: dict[str, Any], warm_up: int, decay: int
+) -> None:
+    cfg = preset("bundled", training_tokens=51_200, verbose=False, **changes)
+
+    assert (cfg.lr_warm_up_steps, cfg.lr_decay_steps) == (warm_up, decay)
+    check_new_run(cfg)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr_decay_steps": 11}, "lr_decay_steps=11 .* together at most 10"),
+        ({"lr_warm_up_steps": -1}, "lr_warm_up_steps=-1 .* at least 0"),
+        (
+            {"lr_warm_up_steps": 10, "lr_scheduler_name": "cosineannealing"},
+            "together at most 9",
+        ),
+        ({"k": 4, "loss_every": 5}, "loss_every must be at most k=4, got 5"),
+    ],
+)
+def test_new_runs_are_refused_what_older_ones_may_have(
+    changes: dict[str, Any], message: str, make_config: MakeConfig, data: dict[str, Any]
+) -> None:
+    cfg = make_config(**changes)
+    again = LanguageModelSAERunnerConfig.from_dict(cfg.to_dict())
+
+    assert again.to_dict() == cfg.to_dict()  # a checkpoint's config can be read
+    with pytest.raises(ValueError, match=message):
+        LanguageModelSAETrainingRunner(cfg, **data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warns"),
+    [
+        ({}, False),
+        ({"loss_every": 3}, False),
+        ({"loss_every": 4}, True),
+        ({"budgets": [1, 5]}, True),
+    ],
+)
+def test_a_loss_that_leaves_k_out_is_warned_of(
+    changes: dict[str, Any], warns: bool, make_config: MakeConfig
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_new_run(make_config(k=6, **changes))
+
+    said = [str(warning.message) for warning in caught]
+    assert any("active features, but k is 6" in text for text in said) == warns
 
 
 def test_presets_can_be_changed_and_bad_names_are_refused() -> None:

@@ -89,7 +89,7 @@ def test_a_presets_schedule_fits_the_run(tmp_path: Path) -> None:
     assert (bundled["lr_warm_up_steps"], bundled["lr_decay_steps"]) == (4, 5)
     gemma = saved(tmp_path, "--preset=gemma-2-2b-layer-12", *shorter)
     assert (gemma["lr_warm_up_steps"], gemma["lr_decay_steps"]) == (1, 4)
-    asked = saved(tmp_path, "--preset=bundled", *shorter, "--lr_decay_steps=7")
+    asked = saved(tmp_path, "--preset=bundled", *shorter, "--lr_decay=7")
     assert (asked["lr_warm_up_steps"], asked["lr_decay_steps"]) == (4, 7)
 
 

@@ -13,7 +13,7 @@ import pytest
 from sae_lens import LoggingConfig, TopKTrainingSAEConfig
 
 from sae_lens_hierarchical import LanguageModelSAETrainingRunner
-from sae_lens_hierarchical.training.metrics_log import open_metrics_log
+from sae_lens_hierarchical.training.metrics_log import logs_in, open_metrics_log
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 from tests.helpers import MakeConfig
 
@@ -114,16 +114,18 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in scalars] == [(0, 1.5), (1, 2.5)]
 
 
-def test_a_new_run_leaves_no_logs_of_another(tmp_path: Path) -> None:
-    with log_of(tmp_path, 0, "csv", "tensorboard") as log:
-        log.write(0, {"a": 1.0})
+def test_tensorboard_does_not_draw_two_runs_as_one(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        with log_of(tmp_path, 0, "tensorboard") as log:
+            log.write(0, {"a": value})
     mine = tmp_path / "tensorboard" / "notes.txt"
     mine.write_text("not a log")
 
-    with log_of(tmp_path, 0) as log:
-        assert log is None
-
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    (events,) = logs_in(tmp_path)
+    assert events.parent == mine.parent
+    with log_of(tmp_path, 0, "csv"):
+        assert logs_in(tmp_path) == [tmp_path / "training_metrics.csv", events]
+    assert mine.is_file()
 
 
 @pytest.mark.parametrize("several", [False, True])
