@@ -103,10 +103,11 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
             ["train", "--preset", "bundled", "--training_tokens=511", "--dry-run"],
             "which is one step, got 511",
         ),
-        (["train", "--train_batch_size_tokens=0"], "train_batch_size_tokens must be"),
+        (["train", "--train_batch_size_tokens=0"], "sampling_window must be at least"),
+        (["train", "--train_batch_size_tokens=-1"], "tokens must be at least 1, got"),
         (
-            ["train", "--preset", "bundled", "--lr_decay_steps=3900"],
-            "lr_warm_up_steps=6 and",
+            ["train", "--preset", "bundled", "--lr_decay_steps=3907"],
+            "lr_warm_up_steps=0 and lr_decay_steps=3907 must be",
         ),
     ],
 )
@@ -323,7 +324,7 @@ def test_an_interrupt_without_checkpoints_says_so(
     assert main([*command, *options]) == 130
 
     assert "Stopping after this step, without a checkpoint" in caplog.text
-    assert "--checkpoint_path checkpoints" in capsys.readouterr().err
+    assert "--checkpoint_path FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("local")
