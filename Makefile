@@ -15,8 +15,8 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 saebench-test: $(SAEBENCH_VENV)/installed
-	$(SAEBENCH_BIN)/python -m pytest tests/saebench  \
-	    'tests/test_notebooks.py::test_notebook_runs[saebench]'
+	$(SAEBENCH_BIN)/python -m pytest --numprocesses auto --dist loadscope \
+	    tests/saebench 'tests/test_notebooks.py::test_notebook_runs[saebench]'
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
