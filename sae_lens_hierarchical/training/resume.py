@@ -95,18 +95,17 @@ def _check_same_run(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If it would be another run, listing every field that differs.
     """
-    was = _flat(checkpoint.runner_cfg)
-    now = _flat(json.loads(json.dumps(asked, default=str)))
     differing = _differing(checkpoint.runner_cfg, asked)
     refused = [name for name in differing if not _may_differ(name)]
     if refused:
-        listed = "\n  ".join(f"{n}: {was[n]!r} -> {now[n]!r}" for n in refused)
+        listed = "\n  ".join(f"{n}: {_arrow(differing[n])}" for n in refused)
         raise ValueError(
             f"{checkpoint.folder} is of a run with another config, and going on from "
             f"it needs the run's own (the run's -> what was asked for):\n  {listed}"
         )
-    for name in differing:
-        logger.info(f"Resuming with another {name}: {was[name]!r} -> {now[name]!r}")
+    for name, values in differing.items():
+        logger.info(f"Resuming with another {name}: {_arrow(values)}")
+    was = checkpoint.runner_cfg
     changing = was.get("lr_decay_steps") or was.get("lr_scheduler_name") != "constant"
     if "training_tokens" in differing and changing:
         logger.warning(
@@ -182,11 +181,18 @@ def is_where_it_was_written(folder: Path, runner_cfg: Mapping[str, Any]) -> bool
     return Path(written).resolve() == folder.resolve().parent
 
 
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Return the fields that two runs' configs have both, with other values."""
+def _differing(
+    a: Mapping[str, Any], b: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the two values of each field that two runs' configs have otherwise."""
     was, now = _flat(a), _flat(json.loads(json.dumps(b, default=str)))
     # What only one of them has is of another version of SAELens.
-    return [name for name in was if name in now and was[name] != now[name]]
+    shared = [name for name in was if name in now]
+    return {n: (was[n], now[n]) for n in shared if was[n] != now[n]}
+
+
+def _arrow(values: tuple[Any, Any]) -> str:
+    return " -> ".join(map(repr, values))
 
 
 def _may_differ(name: str) -> bool:
