@@ -77,7 +77,7 @@ def check_rows(config: Any) -> None:
             for (a, b), fewest in _needed(name, about, config, size // 4):
                 if count[a, b] < fewest:
                     raise ValueError(
-                        f"scr_and_tpp with {size} rows in {split} needs at least "
+                        f"scr_and_tpp, which takes {size} rows, needs at least "
                         f"{fewest:,} rows of {folder} in {split} with {columns[0]} = "
                         f"{a} and {columns[1]} = {b}, and it has {count[a, b]:,}"
                     )

@@ -142,7 +142,7 @@ def test_a_model_that_knows_too_few_letters_is_said(
 ) -> None:
     saes = {"clean": make_sae(folder, "HookedTransformer", absorbs=False)}
     settings = {**SETTINGS, "k_sparse_probe_num_epochs": 1, "min_GT_probe_f1": 1}
-    with pytest.raises(ValueError, match=r"probes find 0 of 26 .* \(min_GT_probe_f1\)"):
+    with pytest.raises(ValueError, match=r"probes find 0 of 26 .* \(in Python: min_GT"):
         new_bench(saes, tmp_path).absorption(saes, [2], **settings)
 
 

@@ -136,7 +136,14 @@ def test_a_strangers_python_runs_only_by_the_users_flag(
             ["--evals", "scr_and_tpp", "--scr-datasets", "fancyzhx/ag_news"],
             "scr_datasets must be some of ['LabHC/bias_in_bios_class_set1', 'canrager",
         ),
-        (["--evals", "scr_and_tpp"], "ours has 96: n_values must be at most that"),
+        (
+            ["--evals", "core", "--scr-datasets", "LabHC/bias_in_bios_class_set1"],
+            "scr_datasets is for scr_and_tpp, which evals does not have",
+        ),
+        (
+            ["--evals", "core,scr_and_tpp"],
+            "ablates up to 500 features, and ours has 96",
+        ),
         (["--evals", "autointerp"], "autointerp needs a judge"),
         (["--evals", "autointerp", "--judge-model", "small"], "OPENAI_API_KEY"),
         (["--k", "8,2"], "ks must be"),
@@ -160,3 +167,4 @@ def test_bad_options_are_one_clear_line(
     assert main(["saebench", str(checkpoint), *SMALL, *output, *options]) == 2
 
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*_eval_results.json"))

@@ -114,7 +114,7 @@ def test_datasets_that_do_not_do_are_said_before_anything_runs(
     expect("a split test of LabHC/bias_in_bios with columns hard_text, profession and")
     write_bios(folder, {"train": 21, "test": 10})
     expect(
-        "test_set_size = 20 needs at least 11 rows of LabHC/bias_in_bios in test with "
+        "takes 20 rows, needs at least 11 rows of LabHC/bias_in_bios in test with "
         "profession = 21 and gender = 0, and it has 10"
     )
     write_bios(folder)

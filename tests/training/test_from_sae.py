@@ -252,7 +252,7 @@ def test_a_strangers_model_runs_no_code(
     stranger.add_model_code()
     stranger.save_sae()
     stranger.sae.rename(hub.repo("user/repo") / "layer")
-    run = options(training_tokens=100, output_path=stranger.sae)
+    run = options(training_tokens=256, output_path=stranger.sae)
     run.append(f"--checkpoint_path={stranger.sae}")
 
     assert main(["train", "--from-sae", "user/repo", *run]) == 2

@@ -418,7 +418,7 @@ def test_hook_is_checked_before_training(
 def test_batch_larger_than_the_buffer_is_named(
     make_config: MakeConfig, model: HookedSAETransformer, text: Dataset
 ) -> None:
-    cfg = make_config(train_batch_size_tokens=1000)
+    cfg = make_config(train_batch_size_tokens=1000, training_tokens=1000)
     runner = LanguageModelSAETrainingRunner(
         cfg, override_dataset=text, override_model=model
     )
