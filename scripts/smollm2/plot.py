@@ -106,7 +106,7 @@ def main() -> None:
     against = against_topk(ours, curves)
     figure = make_figure(
         "smollm2",
-        "One SAE and five, on SmolLM2-135M",
+        "One SAE and six, on SmolLM2-135M",
         ["Markers are at the k that an SAE was trained for."],
         [
             log2_panel("explained variance", shown, y_limits=(0.15, 0.88)),
