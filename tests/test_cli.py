@@ -280,6 +280,16 @@ def test_resuming_does_not_replace_another_runs_sae(
         assert said in capsys.readouterr().out
 
 
+def interrupt_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = ResumableSAETrainer.step
+
+    def step_and_stop(self: ResumableSAETrainer, batch: torch.Tensor) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr(ResumableSAETrainer, "step", step_and_stop)
+
+
 @pytest.mark.usefixtures("local")
 def test_an_interrupt_prints_the_command_that_goes_on(
     make_config: MakeConfig,
@@ -288,14 +298,8 @@ def test_an_interrupt_prints_the_command_that_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sizes = "--d_in 128 --d_sae 64 --k 8"
-    step = ResumableSAETrainer.step
-
-    def step_and_stop(self: ResumableSAETrainer, batch: torch.Tensor) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        return step(self, batch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(ResumableSAETrainer, "step", step_and_stop)
+        interrupt_the_first_step(patch)
         assert main(["train", *sizes.split(), *options_of(make_config())]) == 130
 
     said = capsys.readouterr().err.splitlines()
@@ -311,13 +315,7 @@ def test_an_interrupt_without_checkpoints_says_so(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    step = ResumableSAETrainer.step
-
-    def step_and_stop(self: ResumableSAETrainer, batch: torch.Tensor) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        return step(self, batch)
-
-    monkeypatch.setattr(ResumableSAETrainer, "step", step_and_stop)
+    interrupt_the_first_step(monkeypatch)
     command = ["train", "--preset", "bundled", "--training_tokens", "4096"]
     options = ["--d_sae=64", "--k=4", f"--output_path={tmp_path / 'sae'}"]
 

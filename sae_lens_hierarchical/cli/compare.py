@@ -20,7 +20,11 @@ from sae_lens_hierarchical.cli.arguments import (
 )
 from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.results import show_next, write_and_show
-from sae_lens_hierarchical.cli.training_help import add_help, describe, show_help
+from sae_lens_hierarchical.cli.training_help import (
+    add_help,
+    described_with_presets,
+    show_help,
+)
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import BUNDLED, COMPARISON_CONTEXTS
 
@@ -34,7 +38,7 @@ def add_parser(commands: Subparsers) -> None:
         help="train the paper's SAEs on the same activations; evaluate each at every k",
         usage="sae-lens-hierarchical compare [--preset NAME] [--contexts N] "
         "[--output FOLDER]\n       [--force] [SAELENS_OPTION ...]",
-        description=describe(
+        description=described_with_presets(
             "Train the paper's SAEs on the same activations (HierarchicalTopK with "
             "several\nlosses, TopK, BatchTopK, JumpReLU), and evaluate each at many k.",
             "compare",

@@ -28,6 +28,8 @@ from sae_lens_hierarchical.defaults import (
 
 __all__ = ["add_parser", "run"]
 
+_KINDS = {"scr_and_tpp": ("scr", "tpp")}  # of an eval that has results of several
+
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
@@ -146,8 +148,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     )
     results = read_results(options.output)
     Console().print(results_table(results))
-    # One eval of SAEBench has results of two kinds.
-    kinds = ",".join(options.evals).replace("scr_and_tpp", "scr,tpp").split(",")
+    kinds = [kind for name in options.evals for kind in _KINDS.get(name, (name,))]
     written = ", ".join(f"{options.output / kind}" for kind in kinds)
     print(f"{written}: a JSON file of SAEBench's for each SAE and k")
     table = SWEEP_OUTPUT / "metrics.parquet"

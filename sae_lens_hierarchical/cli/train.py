@@ -24,7 +24,11 @@ from sae_lens_hierarchical.cli.dry_run import dry_run
 from sae_lens_hierarchical.cli.outputs import refuse_existing
 from sae_lens_hierarchical.cli.progress import without_progress
 from sae_lens_hierarchical.cli.results import show_next
-from sae_lens_hierarchical.cli.training_help import add_help, describe, show_help
+from sae_lens_hierarchical.cli.training_help import (
+    add_help,
+    described_with_presets,
+    show_help,
+)
 from sae_lens_hierarchical.cli.wandb_login import check_wandb_login
 from sae_lens_hierarchical.defaults import (
     ARCHITECTURE,
@@ -51,7 +55,7 @@ def add_parser(commands: Subparsers) -> None:
         "[SAELENS_OPTION ...]\n"
         "       sae-lens-hierarchical train --resume FOLDER [--output FOLDER] "
         "[--trust-remote-code]",
-        description=describe(
+        description=described_with_presets(
             "Train an SAE. SAELens's options are taken, too: they are listed below.",
             "train --preset bundled --k 16",
             "train --preset gemma-2-2b-layer-12 --training_tokens 100000000 --dry-run",
@@ -325,13 +329,12 @@ def _is_finished(options: argparse.Namespace) -> bool:
     output = run.get("output_path") if options.output is None else options.output
     if output is not None:
         tokens = tokens_of_output(output, run)
-        if tokens is not None and tokens == run.get("training_tokens"):
+        if tokens is None:  # in another folder the logs are not its own either
+            files = [Path(output) / "cfg.json", *logs_in(options.output)]
+            refuse_existing(*files, option="--output", force=options.force)
+        elif tokens == run.get("training_tokens"):
             print(f"The run of {folder} has ended: nothing to do. The SAE: {output}")
             return True
-        files = [Path(output) / "cfg.json"] if tokens is None else []
-        if options.output is not None and tokens is None:  # nor are the logs its own
-            files += logs_in(output)
-        refuse_existing(*files, option="--output", force=options.force)
     if is_where_it_was_written(folder, run) and _logs(run):
         check_wandb_login()
     print(f"Resuming {folder}, {progress(folder)}")

@@ -11,7 +11,7 @@ from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.cli.saelens_options import Option, saelens_options
 from sae_lens_hierarchical.defaults import ARCHITECTURE, BUNDLED
 
-__all__ = ["add_help", "add_saelens_options", "describe", "show_help"]
+__all__ = ["add_help", "add_saelens_options", "described_with_presets", "show_help"]
 
 _PRESETS = {
     BUNDLED: "2M tokens of the bundled text and model, K = 16, d_sae 3,072: a CPU will "
@@ -74,7 +74,7 @@ _TEXTS = {
 _DEFAULTS_OF_BUNDLED = {"checkpoint_path": "None", "log_to_wandb": "False"}
 
 
-def describe(what: str, *examples: str) -> str:
+def described_with_presets(what: str, *examples: str) -> str:
     """Return the top of a help: what the command does, examples, and the presets."""
     presets = [
         textwrap.fill(

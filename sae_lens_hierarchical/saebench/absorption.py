@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -15,7 +14,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hierarchical.saebench.bars import bars_of
-from sae_lens_hierarchical.saebench.bench import SEED, Bench
+from sae_lens_hierarchical.saebench.bench import Bench, seed
 from sae_lens_hierarchical.saebench.extra import (
     absorption_common,
     absorption_config,
@@ -42,13 +41,7 @@ def run_absorption(
     bench: Bench, saes: Mapping[str, SAE[Any]], ks: Sequence[int], **settings: Any
 ) -> None:
     """Do what ``SAEBench.absorption`` says."""
-    config = absorption_config.AbsorptionEvalConfig(
-        model_name=bench.facts.name,
-        random_seed=SEED,
-        llm_batch_size=bench.batch_size,
-        llm_dtype=bench.facts.dtype,
-        **settings,
-    )
+    config = absorption_config.AbsorptionEvalConfig(**bench.config_fields, **settings)
     words = words_of(bench.model)
     note = {"vocabulary": texts_sha256(words)}
     planned = bench.pending("absorption", saes, ks, config, note)
@@ -124,7 +117,7 @@ def _letters(bench: Bench, config: Any, sae: Any, folder: Path) -> list[Any]:
         "device": bench.facts.device,
         "probes_dir": folder / sae.cfg.hook_name,
     }
-    _seed()
+    seed()
     absorption_common.load_or_train_probe(
         model=model,
         layer=sae.cfg.hook_layer,
@@ -133,7 +126,7 @@ def _letters(bench: Bench, config: Any, sae: Any, folder: Path) -> list[Any]:
         pos_idx=config.prompt_token_pos,
         device=bench.facts.device,
     )
-    _seed()  # a result is the same whether or not probes were there
+    seed()  # a result is the same whether or not probes were there
     probing = k_sparse_probing.run_k_sparse_probing_experiment(
         **settings,
         experiment_dir=folder / "probing",
@@ -201,8 +194,3 @@ def _in_order(tokenizer: Any) -> Any:
         vocab=dict(sorted(vocabulary.items(), key=itemgetter(1))),
         convert_tokens_to_string=tokenizer.convert_tokens_to_string,
     )
-
-
-def _seed() -> None:
-    random.seed(SEED)
-    torch.manual_seed(SEED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_hierarchical.saebench.autointerp import AutoInterp, AutoInterpConfig
 from sae_lens_hierarchical.saebench.bars import bars_of
-from sae_lens_hierarchical.saebench.bench import SEED, Bench
+from sae_lens_hierarchical.saebench.bench import Bench, seed
 from sae_lens_hierarchical.saebench.encodings import encode, record_activations
 from sae_lens_hierarchical.saebench.extra import (
     activation_collection,
@@ -51,14 +50,11 @@ def run_autointerp(
     config = AutoInterpConfig(
         judge=judge.model,
         judge_url=judge.url,
-        model_name=bench.facts.name,
         n_latents=latents,
-        random_seed=SEED,
         dataset_name=bench.dataset_name,
         llm_context_size=tokens.shape[1],
-        llm_batch_size=bench.batch_size,
-        llm_dtype=bench.facts.dtype,
         total_tokens=tokens.numel(),
+        **bench.config_fields,
     )
     note = {"tokens": numbers_sha256(tokens)}
     planned = bench.pending("autointerp", saes, ks, config, note)
@@ -123,8 +119,7 @@ def _gather(
                     encodings = encode(sae, largest, x, counted, bench.batch_size)
                 for pending in results:
                     set_k(sae, pending.k)
-                    random.seed(SEED)
-                    torch.manual_seed(SEED)
+                    seed()
                     at_k = encodings.at_k(pending.k)
                     with bars_of(pending):
                         run = AutoInterp(

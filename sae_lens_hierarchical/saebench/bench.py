@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens import SAE
 from torch import Tensor
 
@@ -15,9 +17,15 @@ from sae_lens_hierarchical.saebench.models import ModelFacts
 from sae_lens_hierarchical.saebench.pending import PendingResult, pending_results
 from sae_lens_hierarchical.saes.checks import check_size
 
-__all__ = ["SEED", "Bench"]
+__all__ = ["SEED", "Bench", "seed"]
 
 SEED = 42  # as in SAEBench's own scripts
+
+
+def seed() -> None:
+    """Fix the random numbers of Python and torch, which SAEBench draws from."""
+    random.seed(SEED)
+    torch.manual_seed(SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,16 @@ class Bench:
     def facts(self) -> ModelFacts:
         """What results say of the model."""
         return ModelFacts.of(self.model)
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """The fields that SAEBench's configs of most evals share."""
+        return {
+            "model_name": self.facts.name,
+            "random_seed": SEED,
+            "llm_batch_size": self.batch_size,
+            "llm_dtype": self.facts.dtype,
+        }
 
     def pending(
         self,

@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hierarchical.saebench.bars import bars_of
-from sae_lens_hierarchical.saebench.bench import SEED, Bench
+from sae_lens_hierarchical.saebench.bench import Bench
 from sae_lens_hierarchical.saebench.extra import (
     general_utils,
     scr_and_tpp_config,
@@ -45,10 +45,7 @@ def run_scr_and_tpp(
     for eval_type in ("scr", "tpp"):
         config = scr_and_tpp_config.ScrAndTppEvalConfig(
             perform_scr=eval_type == "scr",
-            model_name=bench.facts.name,
-            random_seed=SEED,
-            llm_batch_size=bench.batch_size,
-            llm_dtype=bench.facts.dtype,
+            **bench.config_fields,
             **settings,
         )
         check_features(saes, config.n_values)

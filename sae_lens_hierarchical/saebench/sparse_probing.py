@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hierarchical.saebench.bars import bars_of
-from sae_lens_hierarchical.saebench.bench import SEED, Bench
+from sae_lens_hierarchical.saebench.bench import Bench
 from sae_lens_hierarchical.saebench.extra import (
     probing_config,
     probing_main,
@@ -39,12 +39,7 @@ def run_sparse_probing(
     check_names("probing_datasets", datasets, PROBING_DATASETS)
     names = {"dataset_names": list(datasets)} if datasets else {}
     config = probing_config.SparseProbingEvalConfig(
-        model_name=bench.facts.name,
-        random_seed=SEED,
-        llm_batch_size=bench.batch_size,
-        llm_dtype=bench.facts.dtype,
-        **names,
-        **sizes,
+        **bench.config_fields, **names, **sizes
     )
     note = {"labelled data": folders_sha256(folders_of(config.dataset_names))}
     planned = bench.pending("sparse_probing", saes, ks, config, note)

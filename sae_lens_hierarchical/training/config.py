@@ -103,8 +103,7 @@ class LanguageModelSAERunnerConfig(sae_lens.LanguageModelSAERunnerConfig[Any]):
                 raise TypeError(f"{architecture} needs the fields {missing}")
             sae = config_class(**of_sae)
         of_runner = {n: v for n, v in settings.items() if n in runner_names}
-        default = sae_lens.LanguageModelSAERunnerConfig.train_batch_size_tokens
-        batch = of_runner.get("train_batch_size_tokens", default)
+        batch = of_runner.get("train_batch_size_tokens", self.train_batch_size_tokens)
         if batch < 1:  # SAELens divides by it
             raise ValueError(f"train_batch_size_tokens must be at least 1, got {batch}")
         super().__init__(sae=sae, **of_runner)
