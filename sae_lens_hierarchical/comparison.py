@@ -32,7 +32,7 @@ def compare(
     held_out: Dataset | None = None,
     held_out_name: str | None = None,
 ) -> MetricsTable:
-    """Train the paper's SAEs side by side, and measure each at every k up to 4 K.
+    """Train the paper's SAEs side by side, and measure each at many k up to 4 K.
 
     They are those of ``paper_comparison``; all see the same activations in the same
     order. They are measured on what follows in the text that they were trained on; if

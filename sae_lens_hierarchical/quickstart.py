@@ -26,7 +26,7 @@ from sae_lens_hierarchical.training.presets import preset, small_run
 
 __all__ = ["quickstart"]
 
-FIXED_KS = (2, 4, 8, 16)
+FIXED_KS = (2, 8, 16)
 KS = (1, 2, 3, 4, 6, 8, 12, 16)
 TABLE_KS = (1, 2, 4, 8, 16)
 HELD_OUT_CONTEXTS = 32

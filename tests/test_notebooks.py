@@ -27,6 +27,8 @@ OFFLINE = [
 ]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DATASET = "datasets/NeelNanda/c4-10k"
+# The notebook that trains five SAEs takes most of its minute for that.
+SHORTER = {"train_and_sweep": ("training_tokens=100_000", "training_tokens=20_000")}
 TINY = "\nLAYER, TRAINING_TOKENS, CONTEXT_SIZE, D_SAE, K = 1, 4096, 32, 64, 8"
 
 
@@ -47,7 +49,12 @@ def test_notebook_says_at_its_top_how_long_it_takes(path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("path", OFFLINE, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path) -> None:
-    run(nbformat.read(path, as_version=4), tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    if path.stem in SHORTER:
+        written, shorter = SHORTER[path.stem]
+        (cell,) = [cell for cell in notebook.cells if written in cell.source]
+        cell.source = cell.source.replace(written, shorter)
+    run(notebook, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

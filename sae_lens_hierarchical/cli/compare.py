@@ -35,7 +35,7 @@ def add_parser(commands: Subparsers) -> None:
     """Add the command."""
     command = commands.add_parser(
         "compare",
-        help="train the paper's SAEs on the same activations; evaluate each at every k",
+        help="train the paper's SAEs on the same activations; evaluate each at many k",
         usage="sae-lens-hierarchical compare [--preset NAME] [--contexts N] "
         "[--output FOLDER]\n       [--force] [SAELENS_OPTION ...]",
         description=described_with_presets(

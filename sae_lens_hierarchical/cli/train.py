@@ -126,8 +126,8 @@ def add_parser(commands: Subparsers) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the command."""
     no_run = options.dry_run or options.save_config
-    started = (options.preset, options.config, options.resume, options.training_tokens)
-    if options.help or not any((*started, no_run, *rest)):
+    given = (options.preset, options.config, options.resume, options.from_sae)
+    if options.help or not any((*given, options.training_tokens, no_run, *rest)):
         show_help(options.parser, rest)
     if no_run and is_one_of_several():
         raise ValueError(

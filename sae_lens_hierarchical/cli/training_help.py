@@ -53,7 +53,8 @@ _TEXTS = {
     "sae.device": "where the SAE is made; it is trained on --device",
     "apply_b_dec_to_input": "subtract b_dec from the activations before the encoder",
     "normalize_activations": "none, expected_average_only_in (by one scale, to a mean "
-    "norm of sqrt(d_in)), layer_norm (each token) or covariance_whitening",
+    "norm of sqrt(d_in)), constant_norm_rescale (each token, to a norm of sqrt(d_in)), "
+    "layer_norm (each token) or covariance_whitening",
     "reshape_activations": "hook_z: attention heads side by side are one activation",
     "metadata": "where the SAE is from; the run fills it in",
     "l1_coefficient": "weight of the sparsity loss",

@@ -88,8 +88,8 @@ class Judge:
 
     Errors 408, 409, 429 and 5xx, time-outs, lost connections and answers that are no
     JSON are tried again for minutes: after as long as the server's Retry-After says, or
-    else ever later. An answer that is not usable is asked for again, and one that was
-    cut off with more room.
+    else after ever longer waits. An answer that is not usable is asked for again, and
+    one that was cut off with more room.
     """
 
     def __init__(

@@ -91,8 +91,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: str, **changes: Any) -> LanguageModelSAERunnerConfig:
     """Return the config of a run of the paper's size, or of one on the bundled model.
 
-    SAE, data and optimizer are the paper's; the warm-up and decay of the learning rate
-    are ours. The loss is the default one: the paper's is ``loss_every=1``.
+    For the paper's models SAE, data and optimizer are the paper's; the warm-up and
+    decay of the learning rate are ours. The loss is the default one: the paper's is
+    ``loss_every=1``.
 
     Args:
         name: One of ``PRESETS``.

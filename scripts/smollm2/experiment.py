@@ -177,6 +177,8 @@ def train(sae: TrainingSAE[Any], data: Iterator[Tensor], options: Any) -> float:
         split = random_budgets(sae, split, options)
     if options.late_weights is not None:
         split = late_weights(sae, split, options, round((1 - options.late) * steps))
+    if options.anneal_from:
+        split = annealed_k(sae, split, options.anneal_from, steps // 2)
     trainer = FastSAETrainer(cfg=cfg, sae=sae, data_provider=split)
     start = time.monotonic()
     trainer.fit()
@@ -203,6 +205,26 @@ def late_weights(
             late = resolve_budgets(K, *budget_weights(options.late_weights, K))
             sae._budgets, sae._budget_weights = late
         yield batch
+
+
+def annealed_k(
+    sae: Any, data: Iterator[Tensor], first_k: int, steps: int
+) -> Iterator[Tensor]:
+    """Let the largest budget fall to K over the first steps, with the weight of K."""
+    for step, batch in enumerate(data):
+        k = K + round((first_k - K) * max(0.0, 1 - step / steps))
+        sae.cfg.k = k
+        sae._budgets = [*sae._budgets[:-1], k]
+        yield batch
+
+
+def geometric_median(x: Tensor, iterations: int = 50) -> Tensor:
+    """Return the point whose distances to the rows of ``x`` sum to the least."""
+    median = x.mean(dim=0)
+    for _ in range(iterations):  # Weiszfeld's algorithm
+        weights = 1 / (x - median).norm(dim=1).clamp(min=1e-6)
+        median = weights @ x / weights.sum()
+    return median
 
 
 @torch.no_grad()
@@ -316,10 +338,11 @@ def main() -> None:
     parser.add_argument("--late-weights", help="those of the last steps")
     parser.add_argument("--late", type=float, default=0.2, help="their share")
     parser.add_argument("--random-budgets", type=int, default=0)
+    parser.add_argument("--anneal-from", type=int, default=0, help="K at first")
     parser.add_argument("--init-norm", type=float, default=1.0)
     parser.add_argument("--free-norm", action="store_true")
     parser.add_argument("--unit-norm", action="store_true")
-    parser.add_argument("--b-dec", choices=("zero", "mean"), default="mean")
+    parser.add_argument("--b-dec", choices=("zero", "mean", "median"), default="mean")
     parser.add_argument("--aux", type=float, default=1.0)
     parser.add_argument("--dead-window", type=int, default=1000)
     parser.add_argument("--stock", action="store_true")
@@ -352,6 +375,8 @@ def main() -> None:
         sae = TrainingSAE.from_dict(cfg.to_dict())
     if options.b_dec == "mean" and options.start is None:
         sae.b_dec.data = first.mean(dim=0) * scale
+    elif options.b_dec == "median" and options.start is None:
+        sae.b_dec.data = geometric_median(first) * scale
     seconds = train(sae, batches(rows, options.tokens, scale, options.seed), options)
     found = evaluate(
         sae,

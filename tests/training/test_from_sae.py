@@ -190,8 +190,9 @@ def test_what_an_sae_does_not_say_is_asked_for(
     source = save(batchtopk, tmp_path / "it", **known)
     command = ["train", "--from-sae", source]
 
-    assert main([*command, "--k=4"]) == 2
-    assert "--from-sae needs --training_tokens" in capsys.readouterr().err
+    for options in ([], ["--k=4"]):
+        assert main([*command, *options]) == 2
+        assert "--from-sae needs --training_tokens" in capsys.readouterr().err
     command.append("--training_tokens=100")
     assert main([*command, "--architecture=topk"]) == 2
     assert "has one architecture, hierarchical_topk" in capsys.readouterr().err
