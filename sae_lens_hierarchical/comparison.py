@@ -13,7 +13,7 @@ from sae_lens import ActivationsStore, HookedSAETransformer, logger
 from sae_lens_hierarchical.defaults import COMPARISON_CONTEXTS
 from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable
-from sae_lens_hierarchical.loading import load_saes
+from sae_lens_hierarchical.loading import load_saes, load_store
 from sae_lens_hierarchical.saes import HierarchicalTopKTrainingSAEConfig
 from sae_lens_hierarchical.saes.checks import check_size
 from sae_lens_hierarchical.training.baselines import paper_comparison
@@ -75,9 +75,7 @@ def compare(
     saes = load_saes({name: folder / name for name in configs}, device=cfg.device)
     if held_out is not None:
         first = next(iter(saes.values()))
-        store = ActivationsStore.from_sae(
-            store.model, first, held_out, streaming=False, device=cfg.device
-        )
+        store = load_store(store.model, first, held_out, device=cfg.device)
     ks = comparison_ks(ours)
     table = sweep_store(saes, store, ks, contexts=contexts, jumprelu=True)
     table.provenance["training"] = settings

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
-from sae_lens.saes.sae import SAEConfig
 from torch import Tensor
 
 from sae_lens_hierarchical.defaults import EXPORTED_ARCHITECTURE
 from sae_lens_hierarchical.files.atomic_directory import atomic_directory
 from sae_lens_hierarchical.saes import HierarchicalTopKSAE
+from sae_lens_hierarchical.saes.assemble import sae_of_tensors, shared_settings
 from sae_lens_hierarchical.saes.checks import Activation, check_activation, check_k
 
 __all__ = ["export", "export_all"]
@@ -92,24 +89,21 @@ def _plain(
     state = sae.state_dict()
     weights = {name: state[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     rescale = sae.cfg.rescale_acts_by_decoder_norm
-    settings = _settings(sae, k)
+    settings = shared_settings(sae)
+    origin = {"architecture": sae.cfg.architecture(), "k": k, "k_max": sae.k_max}
+    settings["metadata"].exported_from = origin
     if architecture == "topk":
-        plain = TopKSAE(
-            TopKSAEConfig(**settings, k=k, rescale_acts_by_decoder_norm=rescale)
-        )
-    else:
-        plain = JumpReLUSAE(JumpReLUSAEConfig(**settings))
-        threshold = _round_down(sae.threshold(k), sae.dtype)
-        weights["threshold"] = threshold.to(sae.device).expand(sae.cfg.d_sae).clone()
-        if rescale:
-            # JumpReLU SAEs cannot rescale: the decoder's norms go into the encoder.
-            norms = sae.get_W_dec_norm()
-            weights["W_enc"] = weights["W_enc"] * norms
-            weights["b_enc"] = weights["b_enc"] * norms
-            weights["W_dec"] = weights["W_dec"] / norms.unsqueeze(-1)
-    plain.load_state_dict(weights, assign=True)
-    plain.cfg.device = sae.cfg.device
-    return plain
+        cfg = TopKSAEConfig(**settings, k=k, rescale_acts_by_decoder_norm=rescale)
+        return sae_of_tensors(TopKSAE, cfg, weights)
+    threshold = _round_down(sae.threshold(k), sae.dtype)
+    weights["threshold"] = threshold.to(sae.device).expand(sae.cfg.d_sae).clone()
+    if rescale:
+        # JumpReLU SAEs cannot rescale: the decoder's norms go into the encoder.
+        norms = sae.get_W_dec_norm()
+        weights["W_enc"] = weights["W_enc"] * norms
+        weights["b_enc"] = weights["b_enc"] * norms
+        weights["W_dec"] = weights["W_dec"] / norms.unsqueeze(-1)
+    return sae_of_tensors(JumpReLUSAE, JumpReLUSAEConfig(**settings), weights)
 
 
 def _round_down(value: float, dtype: torch.dtype) -> Tensor:
@@ -121,13 +115,3 @@ def _round_down(value: float, dtype: torch.dtype) -> Tensor:
     if rounded.double() <= value:
         return rounded
     return rounded.nextafter(torch.tensor(-torch.inf, dtype=dtype))
-
-
-def _settings(sae: HierarchicalTopKSAE, k: int) -> dict[str, Any]:
-    """Return the settings that all of SAELens's SAEs have, for the meta device."""
-    origin = {"architecture": sae.cfg.architecture(), "k": k, "k_max": sae.k_max}
-    metadata = deepcopy(sae.cfg.metadata)
-    metadata.exported_from = origin
-    settings = {f.name: getattr(sae.cfg, f.name) for f in fields(SAEConfig)}
-    # On the meta device the new SAE allocates nothing: the weights are put in later.
-    return settings | {"device": "meta", "metadata": metadata}

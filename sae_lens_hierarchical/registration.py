@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,7 +27,7 @@ def register_with_saelens() -> None:
 
 
 class _AfterSAELens(MetaPathFinder):
-    """Finds SAELens like any other module, once, and has it followed by us."""
+    """Finds SAELens as the other finders do, and has it followed by us."""
 
     def find_spec(
         self,
@@ -38,11 +37,14 @@ class _AfterSAELens(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != _SAELENS:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)
-        return spec
+        for finder in sys.meta_path:
+            if isinstance(finder, _AfterSAELens):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _ThenRegister(spec.loader)
+                return spec
+        return None
 
 
 class _ThenRegister(Loader):
@@ -59,3 +61,7 @@ class _ThenRegister(Loader):
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         import_module(_REGISTERING)
+        # Not before: SAELens may be looked for only, or fail to load at first.
+        sys.meta_path[:] = [
+            finder for finder in sys.meta_path if not isinstance(finder, _AfterSAELens)
+        ]

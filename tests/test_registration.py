@@ -80,6 +80,11 @@ for program in json.loads(sys.argv[1]):
     os.wait()
 print(json.dumps(outputs))
 """
+FAILS_AT_FIRST = """
+import sae_lens_hierarchical, sys
+sys.modules['wandb'] = None
+try: import sae_lens
+except ImportError: del sys.modules['wandb']; import sae_lens"""
 ORDERS_OF_IMPORTS = [
     "import sae_lens_hierarchical; import sae_lens",
     "import sae_lens; import sae_lens_hierarchical",
@@ -90,6 +95,8 @@ ORDERS_OF_IMPORTS = [
     "import sae_lens_hierarchical as h, importlib; importlib.reload(h)",
     "import sae_lens_hierarchical as h, importlib, sae_lens; importlib.reload(h)",
     "import sae_lens_hierarchical as h, importlib as i; i.reload(i.reload(h).saes)",
+    "import sae_lens_hierarchical, importlib.util as u; u.find_spec('sae_lens')",
+    FAILS_AT_FIRST,
 ]
 LOADERS = (
     "import sae_lens_hierarchical, sae_lens, sys, inspect\n"

@@ -201,6 +201,8 @@ def provenance(store: ActivationsStore, saes: Mapping[str, SAE[Any]]) -> dict[st
         "model": first.cfg.metadata.model_name,
         "hooks": sorted({str(sae.cfg.metadata.hook_name) for sae in saes.values()}),
         "context_size": store.context_size,
+        "sequence_separator_token": store.sequence_separator_token,
+        "disable_concat_sequences": store.disable_concat_sequences,
     }
 
 

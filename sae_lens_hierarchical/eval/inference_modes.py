@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE, GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE
-from sae_lens.saes.sae import SAEConfig
 from torch import Tensor
 
 from sae_lens_hierarchical.eval.statistics import NextRankCosines, as_double
@@ -20,6 +18,7 @@ from sae_lens_hierarchical.saes import (
     HierarchicalTopKSAEConfig,
     calibrate_thresholds,
 )
+from sae_lens_hierarchical.saes.assemble import sae_of_tensors, shared_settings
 from sae_lens_hierarchical.saes.kinds import is_batchtopk, trained_k
 from sae_lens_hierarchical.saes.normalization import normalize
 from sae_lens_hierarchical.saes.ranked import decode_prefixes, rank
@@ -81,7 +80,7 @@ class InferenceModes:
             self._any_k = HierarchicalTopKSAE.from_topk(sae)
         elif isinstance(sae, JumpReLUSAE) and is_batchtopk(sae):
             self.architecture = "batchtopk"
-            self._any_k = _without_threshold(sae, k_max=self.ks[-1])
+            self._any_k = _without_threshold(sae, self.trained_k or self.ks[-1])
 
     @property
     def trained_k(self) -> int | None:
@@ -167,16 +166,11 @@ def _norms(sae: SAE[Any]) -> Tensor:
 
 def _without_threshold(sae: JumpReLUSAE, k_max: int) -> HierarchicalTopKSAE:
     """Return an SAE with the very weights of a BatchTopK SAE, which runs at any k."""
-    settings = {f.name: getattr(sae.cfg, f.name) for f in fields(SAEConfig)}
-    ranked = HierarchicalTopKSAE(
-        HierarchicalTopKSAEConfig(
-            **settings, k_max=k_max, rescale_acts_by_decoder_norm=False
-        )
+    cfg = HierarchicalTopKSAEConfig(
+        **shared_settings(sae), k_max=k_max, rescale_acts_by_decoder_norm=False
     )
     weights = {n: p for n, p in sae.state_dict().items() if n != "threshold"}
-    ranked.process_state_dict_for_loading(weights)
-    ranked.load_state_dict(weights, assign=True)
-    return ranked
+    return sae_of_tensors(HierarchicalTopKSAE, cfg, weights)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def sweep(
 
     Raises:
         ValueError: If ``ks`` does not fit, an SAE is of another kind, or there are no
-            tokens to evaluate one on.
+            different tokens to evaluate one on.
     """
     evaluations = [_Evaluation(name, sae, ks) for name, sae in saes.items()]
     for one in evaluations:
@@ -131,11 +131,13 @@ def sweep(
             if progress is not None:
                 progress()
     for one in evaluations:
-        if not inputs[one.location].x.count:
+        x = inputs[one.location].x
+        # Of one token, or of equal ones, there is no variance to explain.
+        if not x.count or not x.variance():
             raise ValueError(
-                "batches must hold tokens that are not special and that "
+                "batches must hold different tokens that are not special and that "
                 f"{one.name} was trained on (seqpos_slice, exclude_special_tokens, "
-                "max_norm), and have none"
+                f"max_norm), and have {'only one' if x.count else 'none'}"
             )
     for location, at in inputs.items():
         sentence = describe_concentration(torch.cat(at.norms), location.hook_name)
@@ -245,8 +247,10 @@ class _Evaluation:
         activations = spliced.x[self.location]
         x = activations.to(self.sae.W_dec)
         for activation, k, x_hat, *sums in self.modes.run(x, jumprelu=jumprelu):
-            empty = ModeStatistics(self.sae.cfg.d_in, self.sae.cfg.d_sae)
-            statistics = self.statistics.setdefault((activation, k), empty)
+            if (activation, k) not in self.statistics:
+                empty = ModeStatistics(self.sae.cfg.d_in, self.sae.cfg.d_sae)
+                self.statistics[activation, k] = empty
+            statistics = self.statistics[activation, k]
             own = activations.to(x_hat.device).float()
             statistics.add(own, x_hat.float(), *sums)
             squared = as_double(x_hat.float() - own).pow(2).sum(dim=-1)

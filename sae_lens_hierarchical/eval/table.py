@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -162,17 +163,26 @@ def write_table(path: Path, table: MetricsTable) -> None:
 
     The CSV file, of the same name beside it, has all columns but those that hold a
     value for each feature or rank.
+
+    Raises:
+        OSError: If one cannot be written; older ones then stay as they were.
     """
     columns = {name: [getattr(row, name) for row in table.rows] for name in _WRITTEN}
     arrow = pa.table(columns).replace_schema_metadata(
         {_PROVENANCE: json.dumps(table.provenance)}
     )
-    pq.write_table(arrow, path, compression="zstd")
     plain = [name for name in _WRITTEN if name not in _SERIES]
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(plain)
-        writer.writerows([getattr(row, name) for name in plain] for row in table.rows)
+    rows = [[getattr(row, name) for name in plain] for row in table.rows]
+    # Beside the final files, so that they can be renamed once both are whole.
+    prefix = f".{path.name}.partial-"
+    with TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+        new = Path(folder, path.name)
+        new_csv = new.with_suffix(".csv")
+        pq.write_table(arrow, new, compression="zstd")
+        with new_csv.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([plain, *rows])
+        new.replace(path)
+        new_csv.replace(path.with_suffix(".csv"))
 
 
 def read_table(path: Path) -> MetricsTable:

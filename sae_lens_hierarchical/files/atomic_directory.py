@@ -22,9 +22,16 @@ from sae_lens.constants import (
 
 from sae_lens_hierarchical.files.locks import locked
 
-__all__ = ["MANIFEST_FILENAME", "atomic_directory", "remove_abandoned"]
+__all__ = [
+    "MANIFEST_FILENAME",
+    "RUN_LOCK_FILENAME",
+    "atomic_directory",
+    "remove_abandoned",
+]
 
 MANIFEST_FILENAME = "manifest.json"
+RUN_LOCK_FILENAME = ".run.lock"  # a run holds it while it may write to the folder
+_PARTIAL = ".*.partial-*"
 
 # What belongs to an SAE or a checkpoint, and so to the one before in the same folder.
 _OWN_FILES = {
@@ -50,7 +57,7 @@ def atomic_directory(folder: Path) -> Generator[Path]:
 
     Raises:
         OSError: If the full folder cannot take its place: an older SAE is then as it
-            was, and the message names where the new one is.
+            was, and the message names where the new one is, unless that is gone.
     """
     folder = folder.resolve()  # of a link, what it points to is written
     is_new = not folder.exists()
@@ -74,6 +81,8 @@ def atomic_directory(folder: Path) -> Generator[Path]:
         _sync(folder)
         _sync(folder.parent)
     except BaseException as error:
+        if not work.exists():
+            raise
         kept = work.with_name(work.name.replace(".partial-", ".kept-"))
         work.rename(kept)
         if not isinstance(error, OSError):
@@ -89,11 +98,19 @@ def atomic_directory(folder: Path) -> Generator[Path]:
 def remove_abandoned(folder: Path) -> None:
     """Remove what killed writers left unfinished in ``folder`` and its sub-folders.
 
-    Nobody else may be writing there. A full one, whose writer died while it took its
-    place, is left: it may hold the only copy.
+    A sub-folder that another run holds is left alone; in ``folder`` itself nobody else
+    may be writing. A full one, whose writer died while it took its place, is left: it
+    may hold the only copy.
     """
-    pattern = ".*.partial-*"
-    for work in [*folder.glob(pattern), *folder.glob(f"*/{pattern}")]:
+    _remove_partial(folder)
+    for part in {work.parent for work in folder.glob(f"*/{_PARTIAL}")}:
+        # Held by another run, or not ours to write.
+        with suppress(OSError), locked(part / RUN_LOCK_FILENAME, wait=False):
+            _remove_partial(part)
+
+
+def _remove_partial(folder: Path) -> None:
+    for work in folder.glob(_PARTIAL):
         if not (work / "old").exists():
             shutil.rmtree(work, ignore_errors=True)
 

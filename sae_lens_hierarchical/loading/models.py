@@ -196,12 +196,18 @@ def load_store(
 ) -> ActivationsStore:
     """Return SAELens's store of a text, which runs no Python that lies with the text.
 
+    Contexts are made as the SAE's metadata say that they were in training.
+
     Args:
         model: The language model, whose tokenizer is used.
         sae: Any SAE of it.
         text: A data set, or its name on the Hub or path.
         options: As ``ActivationsStore.from_sae`` takes them.
     """
+    # SAELens's from_sae reads all but these.
+    names = ("sequence_separator_token", "disable_concat_sequences")
+    metadata = sae.cfg.metadata
+    made = {name: metadata[name] for name in names if name in metadata}
     with (
         no_remote_code_prompt(),
         without_false_warnings(model=False, dataset=True),
@@ -212,6 +218,7 @@ def load_store(
             text,
             dataset_trust_remote_code=False,
             streaming=isinstance(text, str),
+            **made,
             **options,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from typing_extensions import Self, override
 
 from sae_lens_hierarchical.defaults import ARCHITECTURE
 from sae_lens_hierarchical.ops.budgets import check_ks
+from sae_lens_hierarchical.saes.assemble import sae_of_tensors, shared_settings
 from sae_lens_hierarchical.saes.base import HierarchicalBase, has_hooks
 from sae_lens_hierarchical.saes.checks import (
     Activation,
@@ -164,14 +165,16 @@ class HierarchicalTopKSAE(HierarchicalBase, TopKSAE):
     def from_topk(cls, topk: TopKSAE) -> Self:
         """Return an SAE with the weights of a plain TopK SAE, to use it at any k.
 
-        Its ``k_max`` is the k that ``topk`` was trained with.
+        Its ``k_max`` is the k that ``topk`` was trained with. The tensors are those of
+        ``topk`` themselves: what changes one SAE's in place changes the other's. For
+        tensors of its own take ``from_topk(copy.deepcopy(topk))``.
         """
-        settings = {f.name: getattr(topk.cfg, f.name) for f in fields(topk.cfg)}
-        sae = cls(HierarchicalTopKSAEConfig(**settings, k_max=topk.cfg.k))
-        state_dict = topk.state_dict()
-        sae.process_state_dict_for_loading(state_dict)
-        sae.load_state_dict(state_dict, assign=True)
-        return sae
+        cfg = HierarchicalTopKSAEConfig(
+            **shared_settings(topk),
+            k_max=topk.cfg.k,
+            rescale_acts_by_decoder_norm=topk.cfg.rescale_acts_by_decoder_norm,
+        )
+        return sae_of_tensors(cls, cfg, topk.state_dict())
 
     def hidden_pre(self, x: Tensor) -> Tensor:
         """Return what features are ranked by, before ReLU, [..., d_sae].

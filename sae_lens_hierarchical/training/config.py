@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import sae_lens
@@ -27,6 +29,7 @@ __all__ = [
     "check_new_run",
     "check_trainable",
     "flat_field_names",
+    "without_additions",
 ]
 
 RUN_FIELDS = {"matmul_precision", "max_norm_ratio", "log_to"}  # not SAELens's
@@ -125,6 +128,27 @@ def flat_field_names(architecture: str) -> set[str]:
     return (names | RUN_FIELDS) - {"logger", "metadata"}
 
 
+def without_additions(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's config without the id and the name that SAELens adds to it.
+
+    Args:
+        cfg: As the config's ``to_dict`` gives it.
+
+    Returns:
+        The same, but with the ``checkpoint_path`` that was asked for, and with None for
+        the logger's ``run_name`` where SAELens made it up.
+    """
+    given, log = dict(cfg), dict(cfg.get("logger") or {})
+    if (path := cfg.get("checkpoint_path")) is not None:
+        last = Path(path).name
+        # One that was set later has no id.
+        if last == log.get("wandb_id") or re.fullmatch("[0-9a-f]{8}", last):
+            given["checkpoint_path"] = str(Path(path).parent)
+    if "run_name" in log and log["run_name"] == _made_up_name(cfg):
+        log["run_name"] = None
+    return given | {"logger": log}
+
+
 def check_new_run(cfg: sae_lens.LanguageModelSAERunnerConfig[Any]) -> None:
     """Check what a run that is resumed may have: older versions did not look.
 
@@ -176,6 +200,18 @@ def check_trainable(name: str, sae: TrainingSAEConfig) -> None:
             "rescale_acts_by_decoder_norm=True: torch cannot differentiate SAELens's "
             "TopK then. Set one of them to False"
         )
+
+
+def _made_up_name(cfg: Mapping[str, Any]) -> str | None:
+    """Return the name that SAELens gives to a run without one."""
+    try:
+        sae = cfg["sae"]
+        return (
+            f"{sae['architecture']}-{sae['d_sae']}-LR-{cfg['lr']}-Tokens-"
+            f"{cfg['training_tokens']:3.3e}"
+        )
+    except (KeyError, ValueError):
+        return None
 
 
 def _config_class(architecture: str) -> type[TrainingSAEConfig]:

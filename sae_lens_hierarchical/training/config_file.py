@@ -15,6 +15,7 @@ from sae_lens_hierarchical.spelling import did_you_mean
 from sae_lens_hierarchical.training.config import (
     LanguageModelSAERunnerConfig,
     flat_field_names,
+    without_additions,
 )
 
 __all__ = ["changed_fields", "read_config", "to_yaml"]
@@ -89,34 +90,22 @@ def to_yaml(fields: Mapping[str, Any]) -> str:
 
 def _flat(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that a run's config is made of, side by side."""
-    sae, log = cfg["sae"], cfg.get("logger") or {}
+    cfg = without_additions(cfg)
+    sae, log = cfg["sae"], cfg["logger"]
     known = flat_field_names(sae.get("architecture", ARCHITECTURE)) | {"architecture"}
     sae = {name: value for name, value in sae.items() if name in known}
     fields = {n: v for n, v in cfg.items() if n not in ("sae", "logger")}
     shared = {f"sae.{name}": sae[name] for name in _SHARED if name in sae}
     fields |= log | {n: v for n, v in sae.items() if n not in _SHARED} | shared
-    if fields.get("checkpoint_path") is not None:  # to which SAELens adds an id
-        fields["checkpoint_path"] = str(Path(fields["checkpoint_path"]).parent)
     device, lr = fields.get("device"), fields.get("lr")
     follows = {
         "llm_device": device,
         "act_store_device": device,
         "lr_end": lr / 10 if isinstance(lr, int | float) else None,
-        "run_name": _run_name(fields),
+        "run_name": None,
     }
     return {
         name: value
         for name, value in fields.items()
         if name not in _OF_THE_RUN and (name not in follows or value != follows[name])
     }
-
-
-def _run_name(fields: Mapping[str, Any]) -> str | None:
-    """Return the name that SAELens gives to a run without one."""
-    try:
-        return (
-            f"{fields['architecture']}-{fields['d_sae']}-LR-{fields['lr']}-Tokens-"
-            f"{fields['training_tokens']:3.3e}"
-        )
-    except (KeyError, ValueError):
-        return None

@@ -12,11 +12,16 @@ from sae_lens import TrainingSAE
 from sae_lens.constants import DTYPE_MAP
 
 from sae_lens_hierarchical.training.activations_store import ResumableActivationsStore
+from sae_lens_hierarchical.training.precision import (
+    SAELENS_PRECISION,
+    matmul_precision,
+)
 from sae_lens_hierarchical.training.runner import LanguageModelSAETrainingRunner
 
 __all__ = ["ModelSizes", "Sizes", "Speed", "measure_speed", "model_sizes", "sizes"]
 
 _STEPS = 10
+_UNTIMED_STEPS = 2  # torch.compile compiles in both
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,9 @@ def sizes(cfg: Any) -> Sizes:
     weights = sum(p.numel() * p.element_size() for p in parameters)
     context = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     tokens = cfg.n_batches_in_buffer * context
-    buffer = tokens * cfg.sae.d_in * DTYPE_MAP[cfg.dtype].itemsize
+    # SAELens copies what the model gives to float32, whatever the run's dtype.
+    dtype = DTYPE_MAP[cfg.dtype] if cfg.use_cached_activations else torch.float32
+    buffer = tokens * cfg.sae.d_in * dtype.itemsize
     checkpoint = 3 * weights + buffer  # with Adam's state
     # One more where the run is interrupted.
     checkpoints = cfg.n_checkpoints + cfg.save_final_checkpoint + 1
@@ -107,7 +114,7 @@ def model_sizes(runner: LanguageModelSAETrainingRunner) -> ModelSizes:
 
 
 def measure_speed(runner: LanguageModelSAETrainingRunner) -> Speed:
-    """Train for ten steps, and one before that is not timed; nothing is written.
+    """Train for ten steps, and two before that are not timed; nothing is written.
 
     The mixing buffer, which the first step of a run waits for, is left out: the model
     and the SAE are timed by turns.
@@ -118,23 +125,25 @@ def measure_speed(runner: LanguageModelSAETrainingRunner) -> Speed:
     cfg, store = runner.cfg, cast("ResumableActivationsStore", runner.activations_store)
     trainer = runner.make_trainer()
     trainer.prepare(None)
+    runner._compile_sae_if_needed()  # pyright: ignore[reportPrivateUsage]
     source, batch_size = store.buffer.source, cfg.train_batch_size_tokens
-    waiting = next(source)
     of_model = of_sae = 0.0
     made = 0
-    for step in range(_STEPS + 1):
-        while len(waiting) < batch_size or not made:
+    with matmul_precision(getattr(cfg, "matmul_precision", SAELENS_PRECISION)):
+        waiting = next(source)
+        for step in range(_UNTIMED_STEPS + _STEPS):
+            while len(waiting) < batch_size or not made:
+                start = _now(cfg)
+                activations = next(source)
+                of_model += _now(cfg) - start
+                made += len(activations)
+                waiting = torch.cat([waiting, activations])
+            batch, waiting = waiting[:batch_size], waiting[batch_size:]
             start = _now(cfg)
-            activations = next(source)
-            of_model += _now(cfg) - start
-            made += len(activations)
-            waiting = torch.cat([waiting, activations])
-        batch, waiting = waiting[:batch_size], waiting[batch_size:]
-        start = _now(cfg)
-        trainer.step(batch)
-        trainer.n_training_steps += 1
-        if step:
-            of_sae += _now(cfg) - start
+            trainer.step(batch)
+            trainer.n_training_steps += 1
+            if step >= _UNTIMED_STEPS:
+                of_sae += _now(cfg) - start
     model, sae = made / of_model, _STEPS * batch_size / of_sae
     at_once = min(model, sae)
     in_turn = 1 / (1 / model + 1 / sae)

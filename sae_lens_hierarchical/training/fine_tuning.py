@@ -106,13 +106,16 @@ def sae_from_pretrained(
     weights = _load_source(source)
     was, asked = weights.cfg.to_dict(), cfg.to_dict()
     compared = {name: was[name] for name in _FUNCTION_FIELDS}
+    # Rows that are brought to norm 1 and kept there are what rescaling comes to.
+    rescales = cfg.rescale_acts_by_decoder_norm or cfg.unit_norm_decoder
     # Rows of one norm are ranked alike with and without rescaling.
     if not _has_rows_of_one_norm(weights):
-        # Rows that are brought to norm 1 and kept there are what rescaling comes to.
-        rescales = cfg.rescale_acts_by_decoder_norm or cfg.unit_norm_decoder
         asked["rescale_acts_by_decoder_norm"] = rescales
         compared["rescale_acts_by_decoder_norm"] = _rescales(weights)
     _check_equal(source, compared, asked)
+    # But what is ranked is larger by that norm, and so are the thresholds.
+    unit = float(weights.W_dec.float().norm(dim=-1).mean())
+    threshold_scale = unit ** (rescales - _rescales(weights))
     if cfg.unit_norm_decoder and _rescales(weights):
         weights.fold_W_dec_norm()
 
@@ -125,7 +128,7 @@ def sae_from_pretrained(
     sae.load_state_dict(state)
     if isinstance(weights, HierarchicalTopKSAE):
         known = min(len(weights.thresholds), len(sae.thresholds))
-        sae.thresholds[:known] = weights.thresholds[:known]
+        sae.thresholds[:known] = weights.thresholds[:known] * threshold_scale
     return sae
 
 

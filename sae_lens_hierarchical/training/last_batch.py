@@ -23,6 +23,8 @@ def explained_variance_by_k(
 ) -> dict[int, float]:
     """Return the explained variance of the next batch at a handful of k.
 
+    The SAE stays as it is.
+
     Args:
         sae: What a run returned.
         batches: Activations, [batch, d_in] each.
@@ -37,10 +39,14 @@ def explained_variance_by_k(
         sae_in=batch.to(sae.device),
         coefficients={},
         dead_neuron_mask=None,
-        n_training_steps=0,
+        n_training_steps=1,  # the first, 0, may set b_dec
         is_logging_step=True,
     )
-    metrics: dict[str, Any] = sae.training_forward_pass(step).metrics
+    thresholds = sae.thresholds.clone()  # which every training step moves
+    try:
+        metrics: dict[str, Any] = sae.training_forward_pass(step).metrics
+    finally:
+        sae.thresholds.copy_(thresholds)
     return {
         int(name.removeprefix(_METRIC)): float(value)
         for name, value in metrics.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,11 @@ from sae_lens_hierarchical.training.activations_store import (
     TrackedPrefetch,
 )
 from sae_lens_hierarchical.training.checkpoint import Checkpoint, check_unfinished
-from sae_lens_hierarchical.training.config import check_new_run, check_trainable
+from sae_lens_hierarchical.training.config import (
+    check_new_run,
+    check_trainable,
+    without_additions,
+)
 from sae_lens_hierarchical.training.hook import check_hook
 from sae_lens_hierarchical.training.metrics_log import check_can_log, open_metrics_log
 from sae_lens_hierarchical.training.precision import (
@@ -94,6 +98,10 @@ def multi_sae_config(
     shared = {f.name for f in fields(MultiSAERunnerConfig) if f.init}
     settings = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name in shared}
     settings["output_path"] = str(output)
+    # SAELens adds its id and its name again, those of several SAEs.
+    given = without_additions(cfg.to_dict())
+    settings["checkpoint_path"] = given["checkpoint_path"]
+    settings["logger"] = replace(cfg.logger, run_name=given["logger"]["run_name"])
     # SAELens holds all of these batches at once here, and 1,000 might not fit.
     settings["n_batches_for_norm_estimate"] = min(32, cfg.n_batches_for_norm_estimate)
     return MultiSAERunnerConfig(

@@ -10,6 +10,7 @@ from typing import Any
 from sae_lens import logger
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
+from sae_lens_hierarchical.loading.files import read_json
 from sae_lens_hierarchical.loading.models import allowed_model_kwargs
 from sae_lens_hierarchical.saes.training_sae import without_former_loss_every
 from sae_lens_hierarchical.training.checkpoint import (
@@ -18,7 +19,7 @@ from sae_lens_hierarchical.training.checkpoint import (
     open_checkpoint,
     read_runner_cfg,
 )
-from sae_lens_hierarchical.training.manifest import read_json, read_manifest
+from sae_lens_hierarchical.training.manifest import read_manifest
 
 __all__ = [
     "check_model_kwargs",

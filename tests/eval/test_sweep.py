@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import errno
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sae_lens import (
@@ -212,7 +215,7 @@ def test_what_does_not_fit_is_named(
         evaluate(lost, model, tokens, KS)
     only_bos = tokens[:, :1].expand(-1, 4)
     for nothing in (only_bos, tokens[:0]):
-        with pytest.raises(ValueError, match="batches must hold tokens"):
+        with pytest.raises(ValueError, match="batches must hold different tokens"):
             evaluate(sae, model, nothing, KS)
 
 
@@ -526,9 +529,13 @@ def test_a_batchtopk_sae_runs_past_its_threshold(
     assert calibrated[0].mse == pytest.approx(own.mse, rel=1e-3)
 
     batchtopk.cfg.metadata.trained_k = 5
-    told = sweep({"it": batchtopk}, model, tokens.split(4), KS)
+    told = sweep({"it": batchtopk}, model, tokens.split(4), KS, jumprelu=True)
     assert {row.trained_k for row in told} == {5}
-    assert [row.k for row in told] == [1, 3, 5, 8, 5]
+    ks = {
+        mode: [row.k for row in told if row.activation == mode]
+        for mode in ("topk", "jumprelu", "own")
+    }
+    assert ks == {"topk": [1, 3, 5, 8], "jumprelu": [1, 3, 5], "own": [5]}
 
 
 def test_ce_loss_score_is_one_for_a_perfect_sae_and_grows_with_k(
@@ -578,15 +585,34 @@ def test_reconstruct_equals_a_run_at_each_k(normalize: str, rescale: bool) -> No
 
 def test_plain_topk_runs_at_any_k() -> None:
     topk = TopKSAE(TopKSAEConfig(d_in=12, d_sae=40, k=5))
+    topk.cfg.metadata.hook_name = "here"
+    random_state = torch.get_rng_state()
 
     sae = HierarchicalTopKSAE.from_topk(topk)
 
+    assert torch.equal(torch.get_rng_state(), random_state)
     x = torch.randn(9, 12)
     assert (sae.k, sae.k_max) == (5, 5)
+    assert (sae.cfg.device, sae.device) == ("cpu", torch.device("cpu"))
+    sae.cfg.metadata.hook_name = "elsewhere"
+    assert topk.cfg.metadata.hook_name == "here"
     torch.testing.assert_close(sae(x), topk(x))
     sae.k = 2
     assert (sae.encode(x) != 0).sum(-1).max() == 2
     assert topk.cfg.k == 5
+
+
+def test_a_topk_sae_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another device than the CPU, without values to check."""
+    monkeypatch.setattr(Tensor, "all", lambda self: True)
+    topk = TopKSAE(TopKSAEConfig(d_in=12, d_sae=40, k=5, device="meta"))
+
+    sae = HierarchicalTopKSAE.from_topk(topk)
+
+    tensors = sae.state_dict()
+    assert "thresholds" in tensors
+    assert {tensor.device.type for tensor in tensors.values()} == {"meta"}
+    assert sae.cfg.device == "meta"
 
 
 def test_table_round_trips(tmp_path: Path) -> None:
@@ -607,6 +633,26 @@ def test_table_round_trips(tmp_path: Path) -> None:
     for frame in (pd.read_parquet(path), plain):
         for name in ("l0", "explained_variance", "fvu", "fvu_centered", "bias"):
             assert frame[name].tolist() == [getattr(row, name) for row in rows]
+
+
+@pytest.mark.parametrize("failing", [(pq, "write_table"), (csv, "writer")])
+def test_a_table_that_cannot_be_written_leaves_the_old_one(
+    failing: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.parquet"
+    write_table(path, MetricsTable([make_metrics(2, 0.7)]))
+    old = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fail(*given: Any, **_: Any) -> None:
+        if isinstance(given[-1], Path):
+            given[-1].write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*failing, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_table(path, MetricsTable([make_metrics(4, 0.9)]))
+
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == old
 
 
 def test_tables_of_an_older_version_are_converted(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sae_lens import HookedSAETransformer
 from transformers import dynamic_module_utils
 
 from sae_lens_hierarchical.cli import main
-from sae_lens_hierarchical.eval.folders import sweep_checkpoints
+from sae_lens_hierarchical.eval.folders import provenance, sweep_checkpoints
 from sae_lens_hierarchical.eval.table import read_table
 from sae_lens_hierarchical.loading import load_model_and_dataset, load_saes, load_store
 from tests.stranger import HOOKS, Stranger
@@ -173,6 +173,20 @@ def test_a_tokenized_datasets_tokenizer_runs_no_python(
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_store(model, sae, str(stranger.text))
     assert not stranger.ran.exists()
+
+
+@pytest.mark.parametrize("separator", ["eos", None])
+def test_contexts_are_made_as_in_training(
+    separator: str | None, stranger: Stranger, model: HookedSAETransformer
+) -> None:
+    stranger.save_sae(sequence_separator_token=separator, disable_concat_sequences=True)
+    sae = load_saes({"it": stranger.sae})["it"]
+
+    store = load_store(model, sae, str(stranger.text))
+
+    assert store.sequence_separator_token == separator
+    assert store.disable_concat_sequences
+    assert provenance(store, {"it": sae})["sequence_separator_token"] == separator
 
 
 def test_a_datasets_python_never_runs(stranger: Stranger) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,6 +148,19 @@ with reserve_folders(SimpleNamespace(output_path=output, checkpoint_path=None)):
 """
 
 
+def start_writer(output: Path) -> subprocess.Popen[str]:
+    """Start a run in another process, which writes until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(output)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
 def run_config(output: Path, **more: Any) -> SimpleNamespace:
     return SimpleNamespace(
         **{"output_path": str(output), "checkpoint_path": None, **more}
@@ -155,14 +169,7 @@ def run_config(output: Path, **more: Any) -> SimpleNamespace:
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
     write(tmp_path / "sae", "old", "cfg.json")
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path / "sae")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "writing\n"
+    process = start_writer(tmp_path / "sae")
     other_name = tmp_path / "link"
     other_name.symlink_to(tmp_path / "sae")
     for output in (tmp_path / "sae", other_name):
@@ -180,6 +187,31 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
     with reserve_folders(run_config(tmp_path / "sae")):
         pass
     assert contents(tmp_path / "sae") == {"cfg.json": "old"}
+
+
+def test_a_run_leaves_alone_what_another_writes_in_a_sub_folder(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    process = start_writer(runs / "b")
+    with reserve_folders(run_config(runs)):
+        pass
+    assert "half" in contents(runs).values()
+
+    process.kill()
+    process.communicate()
+
+    with reserve_folders(run_config(runs)):
+        pass
+    assert [*(runs / "b").iterdir()] == []
+
+
+def test_an_error_is_not_hidden_by_files_that_are_gone(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError) as failed,
+        atomic_directory(tmp_path / "sae") as staging,
+    ):
+        shutil.rmtree(staging.parent)
+
+    assert failed.value.filename == str(staging)
 
 
 def test_writers_that_reserve_nothing_keep_their_own_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import sae_lens
 import torch
 from datasets import Dataset
-from sae_lens import HookedSAETransformer, TopKTrainingSAEConfig
+from sae_lens import HookedSAETransformer, LoggingConfig, TopKTrainingSAEConfig
 
 from sae_lens_hierarchical import (
     PRESETS,
@@ -240,3 +240,34 @@ def test_several_saes_take_the_precision_of_the_one(
     assert several.to_dict()["matmul_precision"] == "medium"
     with pytest.raises(ValueError, match="matmul_precision must be one of"):
         make_config(matmul_precision="low")
+
+
+def test_several_saes_have_a_folder_and_a_name_of_their_own(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    cfg = make_config()
+    name = cfg.logger.run_name
+
+    several = multi_sae_config(cfg, {"a": cfg.sae, "b": cfg.sae}, tmp_path)
+
+    assert Path(str(several.checkpoint_path)).parent == tmp_path / "checkpoints"
+    assert several.checkpoint_path != cfg.checkpoint_path
+    assert str(several.logger.run_name).startswith("multi-hierarchical_topk-N2-")
+    assert cfg.logger.run_name == name
+    cfg.checkpoint_path = "set/later"
+    several = multi_sae_config(cfg, {"a": cfg.sae}, tmp_path)
+    assert Path(str(several.checkpoint_path)).parent == Path("set/later")
+
+
+def test_several_saes_keep_the_names_that_were_given(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    log = LoggingConfig(log_to_wandb=False, run_name="mine", wandb_id="abc")
+    cfg = make_config(logger=log)
+
+    several = multi_sae_config(cfg, {"a": cfg.sae}, tmp_path)
+
+    assert (several.logger.run_name, several.logger.wandb_id) == ("mine", "abc")
+    assert several.checkpoint_path == str(tmp_path / "checkpoints" / "abc")
+    cfg = make_config(checkpoint_path=None)
+    assert multi_sae_config(cfg, {"a": cfg.sae}, tmp_path).checkpoint_path is None

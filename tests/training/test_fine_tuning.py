@@ -12,8 +12,10 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from sae_lens_hierarchical import (
     HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
     HierarchicalTopKTrainingSAE,
     LanguageModelSAETrainingRunner,
+    calibrate_thresholds,
 )
 from sae_lens_hierarchical.loading import load_sae
 from sae_lens_hierarchical.training.checkpoint import find_checkpoint
@@ -90,6 +92,46 @@ def test_unit_rows_keep_the_function(
     x = torch.randn(50, 128)
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(64))
     with torch.no_grad():
+        torch.testing.assert_close(sae(x), source(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unit_norm_decoder": True},
+        {"unit_norm_decoder": True, "rescale_acts_by_decoder_norm": False},
+        {"unit_norm_decoder": False},
+        {"unit_norm_decoder": False, "rescale_acts_by_decoder_norm": False},
+    ],
+    ids=str,
+)
+def test_thresholds_of_rows_of_another_norm_keep_their_meaning(
+    changes: dict[str, Any],
+    rescaled: bool,
+    make_config: MakeConfig,
+    data: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    source = HierarchicalTopKSAE(
+        HierarchicalTopKSAEConfig(
+            d_in=128, d_sae=64, k_max=5, rescale_acts_by_decoder_norm=rescaled
+        )
+    )
+    x = torch.randn(50, 128)
+    with torch.no_grad():
+        source.W_dec.mul_(0.1 / source.W_dec.norm(dim=-1, keepdim=True))
+    calibrate_thresholds(source, x)
+    source.save_model(tmp_path / "source")
+    cfg = make_config(k=5, from_pretrained_path=str(tmp_path / "source"), **changes)
+
+    tuned(cfg, data).save_inference_model(tmp_path / "tuned")
+
+    sae = loaded(tmp_path / "tuned", 5)
+    for one in (source, sae):
+        one.activation = "jumprelu"
+    with torch.no_grad():
+        assert (sae.encode(x) > 0).sum(-1).float().mean() == pytest.approx(5, abs=0.1)
         torch.testing.assert_close(sae(x), source(x), rtol=1e-4, atol=1e-4)
 
 
