@@ -174,8 +174,7 @@ def write_table(path: Path, table: MetricsTable) -> None:
     plain = [name for name in _WRITTEN if name not in _SERIES]
     rows = [[getattr(row, name) for name in plain] for row in table.rows]
     # Beside the final files, so that they can be renamed once both are whole.
-    prefix = f".{path.name}.partial-"
-    with TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         new = Path(folder, path.name)
         new_csv = new.with_suffix(".csv")
         pq.write_table(arrow, new, compression="zstd")

@@ -22,16 +22,11 @@ from sae_lens.constants import (
 
 from sae_lens_hierarchical.files.locks import locked
 
-__all__ = [
-    "MANIFEST_FILENAME",
-    "RUN_LOCK_FILENAME",
-    "atomic_directory",
-    "remove_abandoned",
-]
+__all__ = ["MANIFEST_FILENAME", "atomic_directory", "remove_abandoned"]
 
 MANIFEST_FILENAME = "manifest.json"
-RUN_LOCK_FILENAME = ".run.lock"  # a run holds it while it may write to the folder
 _PARTIAL = ".*.partial-*"
+_LOCK_FILENAME = ".lock"  # held while somebody writes to the partial folder
 
 # What belongs to an SAE or a checkpoint, and so to the one before in the same folder.
 _OWN_FILES = {
@@ -66,6 +61,11 @@ def atomic_directory(folder: Path) -> Generator[Path]:
     if not beside.exists():
         beside.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=beside))
+    with locked(work / _LOCK_FILENAME, wait=False):
+        yield from _fill(work, folder, is_new)
+
+
+def _fill(work: Path, folder: Path, is_new: bool) -> Generator[Path]:
     staging = work / "new"
     try:
         staging.mkdir()
@@ -98,21 +98,14 @@ def atomic_directory(folder: Path) -> Generator[Path]:
 def remove_abandoned(folder: Path) -> None:
     """Remove what killed writers left unfinished in ``folder`` and its sub-folders.
 
-    A sub-folder that another run holds is left alone; in ``folder`` itself nobody else
-    may be writing. A full one, whose writer died while it took its place, is left: it
-    may hold the only copy.
+    What somebody is just writing stays. So does a full folder, whose writer died while
+    it took its place: it may hold the only copy.
     """
-    _remove_partial(folder)
-    for part in {work.parent for work in folder.glob(f"*/{_PARTIAL}")}:
-        # Held by another run, or not ours to write.
-        with suppress(OSError), locked(part / RUN_LOCK_FILENAME, wait=False):
-            _remove_partial(part)
-
-
-def _remove_partial(folder: Path) -> None:
-    for work in folder.glob(_PARTIAL):
-        if not (work / "old").exists():
-            shutil.rmtree(work, ignore_errors=True)
+    for work in [*folder.glob(_PARTIAL), *folder.glob(f"*/{_PARTIAL}")]:
+        # Its writer holds the lock, or it is not ours to write.
+        with suppress(OSError), locked(work / _LOCK_FILENAME, wait=False):
+            if not (work / "old").exists():
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _rename(staging: Path, folder: Path) -> bool:

@@ -7,10 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_lens_hierarchical.files.atomic_directory import (
-    RUN_LOCK_FILENAME,
-    remove_abandoned,
-)
+from sae_lens_hierarchical.files.atomic_directory import remove_abandoned
 from sae_lens_hierarchical.files.locks import locked
 from sae_lens_hierarchical.files.writable import writable
 
@@ -45,7 +42,7 @@ def _reserve_folder(field: str, folder: Path) -> Generator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(writable(folder))
-            stack.enter_context(locked(folder / RUN_LOCK_FILENAME, wait=False))
+            stack.enter_context(locked(folder / ".run.lock", wait=False))
         except BlockingIOError:
             raise ValueError(
                 f"{field} {folder} is being written by another run: give this one "

@@ -201,7 +201,16 @@ def test_a_run_leaves_alone_what_another_writes_in_a_sub_folder(tmp_path: Path) 
 
     with reserve_folders(run_config(runs)):
         pass
-    assert [*(runs / "b").iterdir()] == []
+    assert "half" not in contents(runs).values()
+
+
+def test_a_run_leaves_alone_what_is_exported_below_it(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "runs" / "exported") as staging:
+        with reserve_folders(run_config(tmp_path / "runs")):
+            pass
+        (staging / "cfg.json").write_text("whole")
+
+    assert contents(tmp_path / "runs" / "exported") == {"cfg.json": "whole"}
 
 
 def test_an_error_is_not_hidden_by_files_that_are_gone(tmp_path: Path) -> None:
