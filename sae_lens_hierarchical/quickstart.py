@@ -18,6 +18,7 @@ from sae_lens_hierarchical.defaults import BUNDLED, METHOD, QUICKSTART_OUTPUT, S
 from sae_lens_hierarchical.eval.folders import sweep_store
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.figures import write_figures
+from sae_lens_hierarchical.figures.write import check_figures, remove_results
 from sae_lens_hierarchical.loading import load_saes
 from sae_lens_hierarchical.report import terminal_tables
 from sae_lens_hierarchical.training.baselines import plain_topk
@@ -41,18 +42,23 @@ def quickstart(
 
     Args:
         output: The folder to write: the SAEs, ``metrics.parquet`` (and ``.csv``)
-            and in ``figures`` images and one page of all of them.
+            and in ``figures`` images and one page of all of them. Those that were
+            there go as soon as the training begins.
         seed: Fixes every random choice.
         training_tokens: Tokens that each SAE sees.
 
     Returns:
         What each SAE does at each k.
+
+    Raises:
+        ValueError: If a figure would replace a file that is not of our figures.
     """
+    check_figures(output / "figures")
     start = time.monotonic()
     console = Console()
     torch.manual_seed(seed)
     model = load_bundled_model()
-    cfg = preset(BUNDLED, training_tokens=training_tokens)
+    cfg = preset(BUNDLED, training_tokens=training_tokens, seed=seed)
     fixed = ", ".join(map(str, FIXED_KS))
     console.print(
         f"[bold]{METHOD}[/] (K = {cfg.sae.k}) and TopK at k = {fixed}, on the same "
@@ -64,6 +70,7 @@ def quickstart(
     with small_run():
         text = load_bundled_dataset("train")
         runner = MultiSAERunner(runner_cfg, text, model)
+        remove_results(output)  # or, of a run that is stopped, they would seem its own
         runner.run()
         saes = load_saes({name: output / "saes" / name for name in configs})
         text = load_bundled_dataset("held_out")

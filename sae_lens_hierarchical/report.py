@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
@@ -112,7 +113,9 @@ def _terminal_table(
         at_trained_k = k in (OWN, trained_k[name])
         style = "bold" if name in ours else None if at_trained_k else "dim"
         ends_k = n < len(rows) and rows[n][1] != k
-        shown.add_row(*rows[n - 1], style=style, end_section=ends_k)
+        # A name in brackets is no markup.
+        cells = map(escape, rows[n - 1])
+        shown.add_row(*cells, style=style, end_section=ends_k)
     return shown
 
 

@@ -185,6 +185,8 @@ class HubHandler(SimpleHTTPRequestHandler):
                 changes[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
                 changes[value["path"]] = self.server.uploads[value["oid"]]
+            elif item["key"] == "deletedFile":
+                (self.server.repo(repo_id) / value["path"]).unlink()
         for path, content in changes.items():
             file = self.server.repo(repo_id) / path
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.data import BUNDLED_HOOK_NAME, BUNDLED_MODEL_NAME
 from sae_lens_hierarchical.eval.table import MetricsTable, read_table, write_table
 from sae_lens_hierarchical.export import export
+from sae_lens_hierarchical.figures import write_figures
 from sae_lens_hierarchical.quickstart import quickstart
 from sae_lens_hierarchical.training.trainer import ResumableSAETrainer
 from tests.helpers import MakeConfig, make_metrics
@@ -477,14 +478,67 @@ def test_figures_leave_no_stale_ones(
     command = ["figures", str(path), "--output", str(output)]
     assert main(command) == 0
     kept = {file.name for file in output.iterdir()}
-    for name in ("figure_99.png", "mine.png"):
+    mine = {"figure_99.png", "figure_x.png", "mine.png"}
+    for name in ("figure_6.png", *mine):
         (output / name).write_bytes(b"")
 
     assert main(command) == 2
     assert "figures.html is there already" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
 
-    assert {file.name for file in output.iterdir()} == {*kept, "mine.png"}
+    assert {file.name for file in output.iterdir()} == kept | mine
+
+
+@pytest.mark.parametrize("name", ["figure_2.png", "overview.png", "figures.html"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["figures", "metrics.parquet", "--output", "figures", "--force"],
+        ["sweep", "no_sae", "--k=1", "--output=."],
+        ["quickstart", "--output=."],
+        ["compare", "--output=."],
+    ],
+)
+def test_an_image_of_another_is_not_replaced(
+    command: list[str],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if command[0] == "figures":
+        write_table(Path("metrics.parquet"), MetricsTable([make_metrics(4, 0.5)]))
+    image = tmp_path / "figures" / name
+    image.parent.mkdir()
+    image.write_text("of a paper")
+
+    assert main(command) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{name} is there already, and is not of our figures" in line
+    assert [file.name for file in image.parent.iterdir()] == [name]
+    assert image.read_text() == "of a paper"
+
+
+def test_a_quickstart_that_is_stopped_has_no_older_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, table = tmp_path / "out", MetricsTable([make_metrics(4, 0.5)])
+    output.mkdir()
+    write_table(output / "metrics.parquet", table)
+    write_figures(output / "figures", table)
+    (output / "figures" / "mine.png").touch()
+    (output / "notes.csv").touch()
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sae_lens_hierarchical.quickstart.MultiSAERunner.run", stop)
+    assert main(["quickstart", "--output", str(output), "--force"]) == 130
+
+    left = {str(f.relative_to(output)) for f in output.rglob("*") if f.is_file()}
+    assert left == {"notes.csv", "figures/mine.png"}
 
 
 @pytest.mark.parametrize(

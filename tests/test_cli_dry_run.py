@@ -175,6 +175,8 @@ def test_it_is_for_a_new_run_on_one_process(
 ) -> None:
     assert main(["train", "--resume", "/nowhere", "--dry-run"]) == 2
     assert "got ['--dry-run']" in capsys.readouterr().err
+    assert main([*DRY, "--save-config", "run.yaml"]) == 2
+    assert "--dry-run and --save-config each stand for" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", "--preset", "bundled", "--dry-run"]) == 2
     assert "start it without torchrun" in capsys.readouterr().err

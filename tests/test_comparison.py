@@ -21,6 +21,7 @@ from sae_lens import (
 
 from sae_lens_hierarchical import (
     HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
     HierarchicalTopKTrainingSAEConfig,
     LanguageModelSAERunnerConfig,
     TrainingInterrupted,
@@ -163,6 +164,103 @@ def test_compare_with_a_preset(
     assert training["saes"]["HierarchicalTopK-J1"]["unit_norm_decoder"] is True
     checkpoints = Path(training["checkpoint_path"])
     assert len(list(checkpoints.iterdir())) == 1
+
+
+SMALL = [
+    *("compare", "--contexts=2", "--training_tokens=1024", "--d_sae=64", "--k=2"),
+    "--train_batch_size_tokens=256",
+]
+
+
+@pytest.mark.parametrize("own_model", [True, False])
+@pytest.mark.parametrize("own_text", [True, False])
+def test_compare_trains_on_what_is_named(
+    own_model: bool,
+    own_text: bool,
+    tmp_path: Path,
+    model: HookedSAETransformer,
+    text: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loaded: list[str] = []
+
+    def load_model(_class: str, name: str, **_: Any) -> HookedSAETransformer:
+        loaded.append(name)
+        return model
+
+    def load_dataset(name: str, **_: Any) -> Dataset:
+        loaded.append(name)
+        return text
+
+    runner = "sae_lens.multi_sae_training_runner.load_model"
+    monkeypatch.setattr(runner, load_model)
+    store = "sae_lens.training.activations_store.load_dataset"
+    monkeypatch.setattr(store, load_dataset)
+    names = ["--model_name=EleutherAI/pythia-14m"] if own_model else []
+    names += ["--dataset_path=user/my_texts"] if own_text else []
+
+    assert main([*SMALL, *names, "--output", str(tmp_path)]) == 0
+
+    assert loaded == [name.partition("=")[2] for name in names]
+    table = read_table(tmp_path / "metrics.parquet")
+    dataset = "user/my_texts" if own_text else "bundled, held out"
+    assert table.provenance["dataset"] == dataset
+    (tmp_path / "metrics.parquet").unlink()
+    capsys.readouterr()
+    assert main([*SMALL, *names, "--output", str(tmp_path)]) == 2
+    *_, sweep = capsys.readouterr().err.splitlines()
+    assert ("--dataset TEXT_THAT_WAS_NOT_TRAINED_ON" in sweep) == bool(names)
+
+
+def test_a_comparison_takes_the_place_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*SMALL, "--k=4", "--output", str(tmp_path)]) == 0
+    saes = tmp_path / "saes"
+    noted, linked = saes / "TopK-4" / "notes.md", saes / "JumpReLU-4"
+    noted.touch()
+    linked.rename(tmp_path / "kept")
+    linked.symlink_to(tmp_path / "kept")
+    cfg = HierarchicalTopKSAEConfig(d_in=8, d_sae=9, k_max=2)
+    HierarchicalTopKSAE(cfg).save_model(saes / "TopK-3")
+    (tmp_path / "figures" / "mine.png").touch()
+
+    def files() -> set[str]:
+        found = (f for f in tmp_path.rglob("*") if f.is_file())
+        return {str(f.relative_to(tmp_path)) for f in found}
+
+    before = files()
+    again = [*SMALL, "--output", str(tmp_path), "--force"]
+    assert main([*again, "--d_in=64"]) == 2
+    assert files() == before  # which was refused
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sae_lens_hierarchical.comparison.sweep_store", stop)
+    assert main(again) == 130
+    after = {path.split("/")[0] for path in files()}
+    assert after == {"saes", "figures", "kept"}
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["mine.png"]
+    trained = paper_comparison(ours(2), steps=1)
+    assert {file.name for file in saes.iterdir()} == {
+        *(*trained, "TopK-3", "TopK-4", "JumpReLU-4", "runner_cfg.json")
+    }
+    assert [file.name for file in noted.parent.iterdir()] == ["notes.md"]
+    assert (tmp_path / "kept" / "cfg.json").exists()
+    assert (saes / "TopK-3" / "cfg.json").exists()
+
+
+def test_compare_has_one_option_for_its_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output", str(tmp_path), "--output_path", str(tmp_path / "new")]
+
+    assert main([*SMALL, *output]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--output_path is for train; compare takes --output" in line
 
 
 def test_compare_says_when_its_text_was_used_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import resource
@@ -338,6 +339,53 @@ def test_metrics_of_another_sae_are_refused_before_any_request(
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (
+            {"hooks": ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]},
+            r"hook blocks\.0\..* or blocks\.1\..*, and what is pushed has blocks\.2\.",
+        ),
+        ({"model": "another"}, "has model another, and what is pushed has some-model"),
+        (
+            {"checkpoints": {"HierarchicalTopK": {"sha256": "0" * 64}}},
+            "has weights with sha256 0{64}, and what is pushed has [0-9a-f]{64}:",
+        ),
+    ],
+)
+def test_metrics_measured_elsewhere_are_refused_before_any_request(
+    facts: dict[str, Any], message: str, hub: HubServer, tmp_path: Path
+) -> None:
+    make_sae().save_model(tmp_path / "sae")
+    table = MetricsTable(rows(), PROVENANCE | facts)
+
+    with pytest.raises(ValueError, match=message):
+        push_to_hub(tmp_path / "sae", REPO, "layer", metrics=table)
+
+    assert hub.requests == []
+
+
+def test_metrics_of_the_same_weights_are_taken(hub: HubServer, tmp_path: Path) -> None:
+    sae = make_sae()
+    sae.save_model(tmp_path / "sae")
+    weights = (tmp_path / "sae" / "sae_weights.safetensors").read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    facts: dict[str, Any] = {
+        "hooks": ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"],
+        "model": "/a/copy",  # as sweep --model named it
+        "checkpoints": {"HierarchicalTopK": {"sha256": digest}},
+    }
+    export_all(sae, tmp_path / "plain", [4])
+    table = MetricsTable(rows(), PROVENANCE | facts)
+    push_to_hub(tmp_path / "sae", REPO, "layer", metrics=table)
+    # The weights in the table are of what these were exported from.
+    table = MetricsTable(rows(), PROVENANCE | facts | {"model": "some-model"})
+    push_to_hub(tmp_path / "plain", REPO, "plain", metrics=table)
+
+    for name in ("layer", "plain"):
+        assert b"## Evaluation" in hub.files(REPO)[f"{name}/README.md"]
+
+
 def test_folders_of_the_one_who_pushes_are_not_shown() -> None:
     sae = make_sae()
     sae.cfg.metadata.model_name = "/home/me/gpt2"
@@ -385,6 +433,42 @@ def test_top_card_is_replaced_only_where_it_is_this_saes(hub: HubServer) -> None
     push_to_hub(make_sae(), REPO, "first")
 
     assert hub.files(REPO)["README.md"] == b"my own words"
+
+
+def test_a_push_leaves_no_file_of_the_sae_before(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    export_all(make_sae(), tmp_path / "plain", [2])
+    for folder in (tmp_path / "plain" / "k_2", tmp_path / "sae"):
+        make_sae().save_model(folder)
+        save_file({"sparsity": torch.ones(D_SAE)}, folder / "sparsity.safetensors")
+    push_to_hub(tmp_path / "plain", REPO, "all")
+    push_to_hub(tmp_path / "sae", REPO, "layer", metrics=METRICS)
+    others = [
+        "layer/manifest.json",
+        "layer/notes.txt",
+        "layer/k_2/sparsity.safetensors",
+        "runner_cfg.json",
+    ]
+    for name in others:
+        (hub.repo(REPO) / name).parent.mkdir(exist_ok=True)
+        (hub.repo(REPO) / name).write_text("mine")
+    (hub.repo(REPO) / "layer" / "runner_cfg.json").write_text("{}")
+    before = hub.files(REPO)
+
+    export_all(make_sae(1), tmp_path / "plain_1", [2])
+    push_to_hub(tmp_path / "plain_1", REPO, "all")
+    push_to_hub(make_sae(1), REPO, "layer")
+
+    assert before.keys() - hub.files(REPO).keys() == {
+        "all/k_2/sparsity.safetensors",
+        "layer/metrics.png",
+        "layer/runner_cfg.json",
+        "layer/sparsity.safetensors",
+    }
+    assert hub.commits == 4
+    _, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(REPO, "layer")
+    assert sparsity is None
 
 
 @pytest.mark.parametrize(

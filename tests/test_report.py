@@ -74,3 +74,12 @@ def test_what_was_not_measured_is_a_dash() -> None:
     row = make_metrics(4, 0.5, ce_tokens=0, ce_loss_score=math.nan)
 
     assert "│ HierarchicalTopK │ 4 │ 3.5 │ 0.500 │ 0.500 │ - │ 4 │" in shown([row], [4])
+
+
+def test_a_name_in_brackets_is_no_markup() -> None:
+    rows = [make_metrics(4, 0.4, sae=name) for name in ("run[v1]", "run[/old]")]
+
+    lines = shown(rows, [4])
+
+    for name in ("run[v1]", "run[/old]"):
+        assert any(line.startswith(f"│ {name} │ 4 │") for line in lines)

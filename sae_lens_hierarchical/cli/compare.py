@@ -80,16 +80,19 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         )
     from sae_lens_hierarchical.comparison import compare
     from sae_lens_hierarchical.data import (
+        BUNDLED_DATASET_NAME,
         BUNDLED_HELD_OUT_NAME,
         load_bundled_dataset,
-        load_bundled_model,
     )
+    from sae_lens_hierarchical.figures.write import check_figures
     from sae_lens_hierarchical.training.presets import (
         preset_fields,
         set_lr_schedule,
         small_run,
     )
 
+    if "output_path" in given_in(rest):
+        raise ValueError("--output_path is for train; compare takes --output")
     fields = preset_fields(options.preset)
     if options.training_tokens is not None:
         fields["training_tokens"] = options.training_tokens
@@ -97,17 +100,19 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         data: dict[str, Any] = {}
         if options.preset == BUNDLED:
             fields |= {"log_to_wandb": False}
-            stack.enter_context(small_run())
-            data = {
-                "text": load_bundled_dataset("train"),
-                "held_out": load_bundled_dataset("held_out"),
-                "held_out_name": BUNDLED_HELD_OUT_NAME,
-            }
         else:
             # SAELens keeps them all, and one has every SAE with its optimizer's state.
             fields["n_checkpoints"] = 1
         cfg = saelens_config(options, fields, rest)
         set_lr_schedule(cfg, options.preset, given_in(rest))
+        # The runner takes what is bundled by its names, as it does in train.
+        if cfg.dataset_path == BUNDLED_DATASET_NAME:
+            data = {
+                "held_out": load_bundled_dataset("held_out"),
+                "held_out_name": BUNDLED_HELD_OUT_NAME,
+            }
+        if _is_bundled(cfg):
+            stack.enter_context(small_run())
         if cfg.logger.log_to_wandb:
             check_wandb_login()
         metrics, saes = options.output / "metrics.parquet", options.output / "saes"
@@ -120,9 +125,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
                 f"--force, or evaluate them:\n  {command}"
             )
         refuse_existing(metrics, saes, force=options.force)
-        if options.preset == BUNDLED:
-            data["model"] = load_bundled_model(cfg.llm_device)
-        table = compare(cfg, options.output, contexts=options.contexts, **data)
+        check_figures(options.output / "figures")
+        table = compare(
+            cfg,
+            options.output,
+            contexts=options.contexts,
+            replace=options.force,
+            **data,
+        )
     ours = {row.trained_k for row in table.rows if row.ours}
     write_and_show(table, {1, 2} | ours, options.output)
     first = next(row.sae for row in table.rows if row.ours)
@@ -130,6 +140,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     ks = ",".join(map(str, sorted({1, 2} | ours)))
     show_next(f"saebench {shlex.quote(str(folder))} --k {ks}")
     return 0
+
+
+def _is_bundled(cfg: Any) -> bool:
+    """Tell whether a run is on the bundled model and its text."""
+    from sae_lens_hierarchical.data import BUNDLED_DATASET_NAME, BUNDLED_MODEL_NAME
+
+    names = (cfg.model_name, cfg.dataset_path)
+    return names == (BUNDLED_MODEL_NAME, BUNDLED_DATASET_NAME)
 
 
 def _sweep_command(
@@ -141,7 +159,7 @@ def _sweep_command(
     ks = ",".join(map(str, comparison_ks(cfg.sae)))
     command = ["sweep", *map(str, folders), "--k", ks, "--jumprelu"]
     command += ["--contexts", str(options.contexts), "--device", str(cfg.device)]
-    if options.preset != BUNDLED:  # sweep begins where training began
+    if not _is_bundled(cfg):  # sweep begins where training began
         command += ["--dataset", "TEXT_THAT_WAS_NOT_TRAINED_ON"]
     return shlex.join(
         ["sae-lens-hierarchical", *command, "--output", str(options.output)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sae_lens_hierarchical.cli.arguments import (
     add_saes,
     integers,
 )
-from sae_lens_hierarchical.cli.outputs import refuse_existing
+from sae_lens_hierarchical.cli.outputs import check_writable, refuse_existing
 from sae_lens_hierarchical.cli.parser import described
 from sae_lens_hierarchical.cli.results import show_next
 from sae_lens_hierarchical.defaults import (
@@ -88,6 +89,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         options.output / "features.json",
         force=options.force,
     )
+    check_writable(options.output)
     table = features_of_checkpoint(
         options.sae,
         options.features,
@@ -104,6 +106,8 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         print(path)
     if table.architecture == ARCHITECTURE:
         k = table.ks[len(table.ks) // 2]
-        sae = shlex.quote(options.sae)
-        show_next(f"export {sae} --k {k} --output {table.sae}_at_{k}")
+        origin = table.provenance["checkpoint"]
+        sae = shlex.quote(origin.get("path") or origin["id"])
+        output = shlex.quote(f"{re.sub('[/:]', '_', table.sae)}_at_{k}")
+        show_next(f"export {sae} --k {k} --output {output}")
     return 0

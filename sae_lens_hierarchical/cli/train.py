@@ -129,6 +129,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     given = (options.preset, options.config, options.resume, options.from_sae)
     if options.help or not any((*given, options.training_tokens, no_run, *rest)):
         show_help(options.parser, rest)
+    if options.dry_run and options.save_config is not None:
+        raise ValueError(
+            "--dry-run and --save-config each stand for the run: give one of them"
+        )
     if no_run and is_one_of_several():
         raise ValueError(
             "--dry-run and --save-config are for one process: start it without torchrun"
@@ -157,8 +161,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         LanguageModelSAETrainingRunner,
         TrainingInterrupted,
     )
+    from sae_lens_hierarchical.training.metrics_log import logs_in
 
-    runner_class, one_error = LanguageModelSAETrainingRunner, nullcontext()
+    runner_class, one_error = LanguageModelSAETrainingRunner, nullcontext
     if is_one_of_several():
         from sae_lens_hierarchical.training.distributed import (
             DistributedSAETrainingRunner,
@@ -167,9 +172,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         )
 
         runner_class = DistributedSAETrainingRunner
-        one_error = all_or_none(Mesh.of("cpu"))
+        one_error = partial(all_or_none, Mesh.of("cpu"))
     if options.resume is None:
-        with one_error:
+        with one_error():
             cfg = _new_config(options, rest)
         if options.save_config is not None:
             _save_config(options, cfg)
@@ -179,6 +184,10 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         if options.dry_run:
             return dry_run(cfg, _checks(options, cfg), make_runner)
         runner = make_runner()
+        # Once the model is there and fits, and before any process goes on.
+        with one_error():
+            for file in logs_in(cfg.output_path) if options.force else []:
+                file.unlink(missing_ok=True)
     else:
         given = {
             "--training_tokens": options.training_tokens,
@@ -187,7 +196,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         }
         given |= {f"--{name}": getattr(options, name) for name in RUN_OPTIONS}
         rest = [*(name for name, value in given.items() if value is not None), *rest]
-        with one_error:
+        with one_error():
             if rest:
                 raise ValueError(f"--resume takes all options from the run, got {rest}")
             finished = _is_finished(options)
@@ -218,7 +227,6 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     from sae_lens_hierarchical.training.config_file import read_config
-    from sae_lens_hierarchical.training.metrics_log import logs_in
     from sae_lens_hierarchical.training.presets import preset_fields, set_lr_schedule
     from sae_lens_hierarchical.training.resume import check_model_kwargs
 
@@ -248,8 +256,6 @@ def _new_config(options: argparse.Namespace, rest: list[str]) -> Any:
     if options.save_config is None and not options.dry_run:
         for check in _checks(options, cfg).values():
             check()
-        for file in logs_in(cfg.output_path) if options.force else []:
-            file.unlink(missing_ok=True)  # torchrun's other processes do so, too
     return cfg
 
 

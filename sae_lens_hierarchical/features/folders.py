@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_hierarchical.defaults import (
@@ -83,8 +84,9 @@ def features_of_checkpoint(
     )
     store = load_store(model, sae, data, device=device)
     batch_size = default_batch_size(model, store.context_size)
+    read: list[int] = []
     batches = tqdm(
-        batches_of(store, contexts, batch_size),
+        _counted(batches_of(store, contexts, batch_size), read),
         desc="Reading contexts",
         total=math.ceil(contexts / batch_size),
         leave=False,
@@ -97,7 +99,14 @@ def features_of_checkpoint(
         provenance=provenance(store, saes)
         | {
             "dataset": dataset_name,
-            "contexts": contexts,
+            "contexts": sum(read),  # the dataset may have fewer than were asked for
             "checkpoint": sources[name].provenance(),
         },
     )
+
+
+def _counted(batches: Iterable[Tensor], sizes: list[int]) -> Iterator[Tensor]:
+    """Yield batches, and note how many contexts each has in ``sizes``."""
+    for batch in batches:
+        sizes.append(len(batch))
+        yield batch

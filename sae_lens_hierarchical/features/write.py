@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,15 +41,19 @@ def write_features(
         The files.
 
     Raises:
-        ValueError: As ``refuse_sae_folder`` and ``neuronpedia_batch`` do.
+        ValueError: As ``refuse_sae_folder`` does. Where ``neuronpedia_batch`` would
+            raise one, its files alone are left out, with a warning.
     """
     refuse_sae_folder(folder)
     data = to_json(table)
     texts = {"features.html": html_page(data), "features.json": data}
-    for k in table.ks if neuronpedia else ():
-        batch = json.dumps(neuronpedia_batch(table, k), allow_nan=False)
-        texts[f"neuronpedia/k_{k}/batch-0.json"] = batch
-    with atomic_directory(folder) as staging:
+    if neuronpedia:
+        try:
+            texts |= _neuronpedia_texts(table)
+        except ValueError as error:  # the page need not be lost for it
+            warnings.warn(f"no files for Neuronpedia: {error}", stacklevel=2)
+    # What else is there, such as a web site's manifest.json, is not ours.
+    with atomic_directory(folder, own_files=()) as staging:
         for name, text in texts.items():
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,3 +64,12 @@ def write_features(
         with suppress(OSError):  # something else is in there
             stale.parent.rmdir()
     return paths
+
+
+def _neuronpedia_texts(table: FeatureTable) -> dict[str, str]:
+    return {
+        f"neuronpedia/k_{k}/batch-0.json": json.dumps(
+            neuronpedia_batch(table, k), allow_nan=False
+        )
+        for k in table.ks
+    }

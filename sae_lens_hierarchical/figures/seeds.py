@@ -36,7 +36,8 @@ def merge_seeds(table: MetricsTable) -> MetricsTable:
     """Make SAEs called ``NAME-seed0``, ``NAME-seed1``, ... one SAE called ``NAME``.
 
     Rows of the same activation and k are averaged; those that not all seeds have are
-    left out. Other SAEs, and those of one seed, stay as they are.
+    left out. Rows of seeds with thresholds of their own belong together, though their
+    k, which is their L0, differ. Other SAEs, and those of one seed, stay as they are.
     """
     groups: dict[str, list[str]] = {}
     for sae in table.saes():
@@ -54,12 +55,17 @@ def merge_seeds(table: MetricsTable) -> MetricsTable:
 def _merge(
     name: str, of_seeds: Sequence[Sequence[BudgetMetrics]]
 ) -> list[BudgetMetrics]:
-    by_mode = [{(row.activation, row.k): row for row in rows} for rows in of_seeds]
+    by_mode = [{_mode(row): row for row in rows} for rows in of_seeds]
     return [
         _mean(name, [rows[mode] for rows in by_mode])
         for mode in by_mode[0]
         if all(mode in rows for rows in by_mode)
     ]
+
+
+def _mode(row: BudgetMetrics) -> tuple[str, int | None]:
+    # Without a k of its own an SAE has its L0 for one, which is another for each seed.
+    return row.activation, None if row.activation == "own" else row.k
 
 
 def _mean(name: str, seeds: Sequence[BudgetMetrics]) -> SeedMetrics:
@@ -68,7 +74,7 @@ def _mean(name: str, seeds: Sequence[BudgetMetrics]) -> SeedMetrics:
         of_seeds = [getattr(row, column.name) for row in seeds]
         means = isinstance(of_seeds[0], float) and None not in of_seeds
         values[column.name] = float(np.mean(of_seeds)) if means else of_seeds[0]
-    for counted in ("dead_features", "almost_dead_features"):
+    for counted in ("k", "trained_k", "dead_features", "almost_dead_features"):
         values[counted] = round(np.mean([getattr(row, counted) for row in seeds]))
     values["sae"] = name
     return SeedMetrics(**values, seeds=tuple(seeds))

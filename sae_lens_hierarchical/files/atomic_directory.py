@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,14 +22,14 @@ from sae_lens.constants import (
 
 from sae_lens_hierarchical.files.locks import locked
 
-__all__ = ["MANIFEST_FILENAME", "atomic_directory", "remove_abandoned"]
+__all__ = ["MANIFEST_FILENAME", "SAE_FILES", "atomic_directory", "remove_abandoned"]
 
 MANIFEST_FILENAME = "manifest.json"
 _PARTIAL = ".*.partial-*"
 _LOCK_FILENAME = ".lock"  # held while somebody writes to the partial folder
 
 # What belongs to an SAE or a checkpoint, and so to the one before in the same folder.
-_OWN_FILES = {
+SAE_FILES = {
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
@@ -43,12 +43,20 @@ _OWN_FILES = {
 
 
 @contextmanager
-def atomic_directory(folder: Path) -> Generator[Path]:
+def atomic_directory(
+    folder: Path, *, own_files: Collection[str] = frozenset(SAE_FILES)
+) -> Generator[Path]:
     """Yield an empty folder to write to, which replaces ``folder`` when the block ends.
 
     If the block raises or the process dies, ``folder`` stays as it was. Where
-    ``folder`` exists, what an SAE there had goes, in sub-folders that are written too,
-    and other files stay. ``folder`` may be a mount point, or a link to one.
+    ``folder`` exists, its files of the same paths go, and those with names of
+    ``own_files``, in sub-folders that are written too. Other files stay. ``folder`` may
+    be a mount point, or a link to one.
+
+    Args:
+        folder: The folder.
+        own_files: Names of files that belong to what is replaced, written anew or not;
+            default an SAE's and a checkpoint's.
 
     Raises:
         OSError: If the full folder cannot take its place: an older SAE is then as it
@@ -62,10 +70,12 @@ def atomic_directory(folder: Path) -> Generator[Path]:
         beside.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=beside))
     with locked(work / _LOCK_FILENAME, wait=False):
-        yield from _fill(work, folder, is_new)
+        yield from _fill(work, folder, is_new, own_files)
 
 
-def _fill(work: Path, folder: Path, is_new: bool) -> Generator[Path]:
+def _fill(
+    work: Path, folder: Path, is_new: bool, own_files: Collection[str]
+) -> Generator[Path]:
     staging = work / "new"
     try:
         staging.mkdir()
@@ -77,7 +87,7 @@ def _fill(work: Path, folder: Path, is_new: bool) -> Generator[Path]:
         _sync_all(staging)
         if not (is_new and _rename(staging, folder)):
             with locked(folder / ".write.lock", wait=True):
-                _replace(folder, work)
+                _replace(folder, work, own_files)
         _sync(folder)
         _sync(folder.parent)
     except BaseException as error:
@@ -119,7 +129,7 @@ def _rename(staging: Path, folder: Path) -> bool:
     return True
 
 
-def _replace(folder: Path, work: Path) -> None:
+def _replace(folder: Path, work: Path, own_files: Collection[str]) -> None:
     """Move ``work``'s new files into ``folder``, or leave both as they were."""
     new, old = work / "new", work / "old"
     old.mkdir()
@@ -132,7 +142,7 @@ def _replace(folder: Path, work: Path) -> None:
 
     try:
         # Without its cfg.json no loader takes half of an SAE for one.
-        for file in _cfg_first(_replaced(folder, new)):
+        for file in _cfg_first(_replaced(folder, new, own_files)):
             move(file, old / file.relative_to(folder))
         for file in reversed(_cfg_first(f for f in new.rglob("*") if f.is_file())):
             move(file, folder / file.relative_to(new))
@@ -143,14 +153,14 @@ def _replace(folder: Path, work: Path) -> None:
         raise
 
 
-def _replaced(folder: Path, new: Path) -> Iterator[Path]:
+def _replaced(folder: Path, new: Path, own_files: Collection[str]) -> Iterator[Path]:
     """Yield the files that ``new`` takes the place of, in its own sub-folders too."""
-    names = {entry.name for entry in new.iterdir()}
+    names = {entry.name for entry in new.iterdir()}.union(own_files)
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             if (new / entry.name).is_dir():
-                yield from _replaced(entry, new / entry.name)
-        elif entry.name in names | _OWN_FILES:
+                yield from _replaced(entry, new / entry.name, own_files)
+        elif entry.name in names:
             yield entry
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_lens_hierarchical.defaults import ARCHITECTURE
 from sae_lens_hierarchical.eval.table import MetricsTable
@@ -54,8 +61,9 @@ def fitting_rows(table: MetricsTable, name: str, staged: Staged) -> MetricsTable
         staged: What is pushed.
 
     Raises:
-        ValueError: If the rows are of an SAE of another kind or size, or of one of
-            several, or there are none at the exported k.
+        ValueError: If the rows are of an SAE of another kind or size, of another hook,
+            model or weights as far as the table notes them, or of one of several, or
+            there are none at the exported k.
     """
     rows = table.select(sae=name)
     sae, ks = staged.sae, staged.ks
@@ -76,6 +84,12 @@ def fitting_rows(table: MetricsTable, name: str, staged: Staged) -> MetricsTable
             f"{_described(*expected)}: say with {_OPTION} which one it is, of "
             f"{table.saes()}"
         )
+    weights = staged.folder if origin is None else None
+    for fact, noted, own in _differing(table.provenance, name, sae, weights):
+        raise ValueError(
+            f"the table's {name!r} has {fact} {noted}, and what is pushed has {own}: "
+            f"say with {_OPTION} which one it is, of {table.saes()}"
+        )
     if len(staged.names) > 1 and origin is None:
         raise ValueError(
             f"the table's {name!r} is one SAE, and {len(staged.names)} are pushed: "
@@ -88,6 +102,40 @@ def fitting_rows(table: MetricsTable, name: str, staged: Staged) -> MetricsTable
             f"k = {', '.join(map(str, ks))}, which are pushed"
         )
     return replace(table, rows=rows)
+
+
+def _differing(
+    provenance: dict[str, Any], name: str, sae: SAE[Any], folder: Path | None
+) -> Iterator[tuple[str, str, str]]:
+    """Yield where the SAE is not the one in the table: what, there and of the SAE.
+
+    Args:
+        provenance: The table's; what it does not have is not compared.
+        name: The SAE's name in the table.
+        sae: The SAE; likewise.
+        folder: Where the weights lie that the table is of; None if that is not known.
+    """
+    hook, model = sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name
+    hooks = provenance.get("hooks")
+    if hooks is not None and hook is not None and hook not in hooks:
+        yield "hook", " or ".join(hooks), hook
+    noted = provenance.get("checkpoints", {}).get(name, {}).get("sha256")
+    if noted is not None and folder is not None:
+        own = _sha256(folder / SAE_WEIGHTS_FILENAME)
+        if noted != own:
+            yield "weights with sha256", noted, own
+        return  # sweep --model may have named another copy of the model
+    noted = provenance.get("model")
+    if noted is not None and model is not None and noted != model:
+        yield "model", noted, model
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _described(architecture: str, d_sae: int, k: int | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of its HTTP library
 )
@@ -17,6 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 from sae_lens import SAE
 
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.files.atomic_directory import MANIFEST_FILENAME, SAE_FILES
 from sae_lens_hierarchical.hub.card import model_card
 from sae_lens_hierarchical.hub.metrics import choose_sae, fitting_rows
 from sae_lens_hierarchical.hub.plot import write_plot
@@ -25,6 +26,7 @@ from sae_lens_hierarchical.hub.staging import stage
 __all__ = ["push_to_hub"]
 
 _CARD, _PLOT = "README.md", "metrics.png"
+_SAE_FILES = SAE_FILES - {MANIFEST_FILENAME}  # a name that may be anybody's
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -43,8 +45,8 @@ def push_to_hub(
     """Upload an SAE in one commit; ``SAE.from_pretrained(repo_id, sae_id)`` loads it.
 
     Its card goes beside it, and to the top of the repository unless something else's
-    card stands there. Until the commit the repository stays as it was, whatever
-    happens to the connection.
+    card stands there. Files that an SAE there had before go; others stay. Until the
+    commit the repository stays as it was, whatever happens to the connection.
 
     Args:
         sae_or_folder: Any SAE of SAELens or its folder, or a folder that ``export_all``
@@ -93,19 +95,25 @@ def push_to_hub(
         (staging / _CARD).write_text(card, encoding="utf-8")
 
         api = HfApi(token=token)
-        additions = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(f"{root}/{file.relative_to(staging).as_posix()}", file)
             for file in sorted(staging.rglob("*"))
             if file.is_file()
         ]
+        # What an SAE that was there before had must not pass for this one's.
+        own = {f"{sae_id}/{name}" for sae_id in sae_ids for name in _SAE_FILES}
+        own.add(f"{root}/{_PLOT}")
+        stale = own - {operation.path_in_repo for operation in operations}
         with _one_error(api.endpoint):
             api.create_repo(repo_id, private=private, exist_ok=True)
             if _top_card_is_ours(api, repo_id, str(root), revision):
                 top = _at_top(card, str(root)).encode()
-                additions.append(CommitOperationAdd(_CARD, top))
+                operations.append(CommitOperationAdd(_CARD, top))
+            there = _there(api, repo_id, sorted(stale), revision)
+            operations += map(CommitOperationDelete, sorted(there))
             message = f"Upload {root}"
             return api.create_commit(
-                repo_id, additions, commit_message=message, revision=revision
+                repo_id, operations, commit_message=message, revision=revision
             ).commit_url
 
 
@@ -141,6 +149,14 @@ def _join_id(root: str | None, name: str) -> str:
     return str(PurePosixPath(*parts))
 
 
+def _there(
+    api: HfApi, repo_id: str, paths: list[str], revision: str | None
+) -> set[str]:
+    """Return which of these files are in the repository."""
+    found = api.get_paths_info(repo_id, paths, revision=revision)
+    return {file.path for file in found if isinstance(file, RepoFile)}
+
+
 def _at_top(card: str, root: str) -> str:
     """Return the card beside an SAE as it is at the top: the plot is further down."""
     return card.replace(f"]({_PLOT})", f"]({root}/{_PLOT})")
@@ -151,8 +167,7 @@ def _top_card_is_ours(
 ) -> bool:
     """Tell whether the repository's README is absent, or the one beside the SAE."""
     paths = [_CARD, f"{root}/{_CARD}"]
-    found = api.get_paths_info(repo_id, paths, revision=revision)
-    there = {file.path for file in found if isinstance(file, RepoFile)}
+    there = _there(api, repo_id, paths, revision)
     if _CARD not in there or len(there) < len(paths):
         return _CARD not in there
     with TemporaryDirectory() as folder:

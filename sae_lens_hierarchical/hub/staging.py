@@ -26,11 +26,13 @@ class Staged:
         sae: The SAE, or the first of several.
         names: Each one's sub-folder; "" is the folder itself.
         ks: The k of exported SAEs; none of another one.
+        folder: The SAE's own, or the first one's of several; None of a loaded SAE.
     """
 
     sae: SAE[Any]
     names: list[str] = field(default_factory=lambda: [""])
     ks: list[int] = field(default_factory=list)
+    folder: Path | None = None
 
 
 def stage(sae_or_folder: SAE[Any] | str | Path, staging: Path) -> Staged:
@@ -55,7 +57,7 @@ def stage(sae_or_folder: SAE[Any] | str | Path, staging: Path) -> Staged:
     for name in names:
         sae = load_sae(folder / name)
         if staged is None:
-            staged = Staged(sae, names)
+            staged = Staged(sae, names, folder=folder / name)
         if differences := _differences(sae, staged.sae):
             raise ValueError(
                 f"the SAEs in {folder} would share one card, but {names[0]} and {name} "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sae_lens_hierarchical.ops.encode_topk import encode_topk
+from sae_lens_hierarchical.ops.loss import hierarchical_loss
 
 __all__ = [
     "auxiliary_k",
@@ -92,12 +92,16 @@ def reconstruction_error(
         error: [B, d_in]; no gradient flows to it.
         output_scale: Multiplies a token's reconstruction, [B, 1]; None for 1.
     """
-    if indices is None:
-        reconstruction = acts @ rows
-    else:
-        reconstruction = F.embedding_bag(
-            indices, rows, mode="sum", per_sample_weights=acts.to(rows.dtype)
-        )
+    error = error.detach()
+    if indices is not None:
+        # The loss at one budget. On a GPU torch's embedding bag needs gigabytes for
+        # the gradient of the rows, and older ones count its threads in 32 bits.
+        acts = acts if output_scale is None else acts * output_scale
+        no_bias = rows.new_zeros(rows.shape[1])
+        k = indices.shape[1]
+        loss, _ = hierarchical_loss(error, indices, acts, rows, no_bias, budgets=[k])
+        return loss
+    reconstruction = acts @ rows
     if output_scale is not None:
         reconstruction = reconstruction * output_scale
-    return (reconstruction - error.detach()).pow(2).sum(dim=-1).mean()
+    return (reconstruction - error).pow(2).sum(dim=-1).mean()

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae_lens_hierarchical.ops.operator_tags import NO_CUDA_GRAPH
 from sae_lens_hierarchical.ops.topk import stable_topk
 
 __all__ = ["encode_topk", "encode_topk_with_sample"]
@@ -92,7 +93,9 @@ def encode_topk_with_sample(
     return values, indices, first.detach()
 
 
-@torch.library.custom_op("sae_lens_hierarchical::encode_topk", mutates_args=())
+@torch.library.custom_op(
+    "sae_lens_hierarchical::encode_topk", mutates_args=(), **NO_CUDA_GRAPH
+)
 def _forward(
     x: Tensor,
     W_enc: Tensor,
@@ -143,7 +146,9 @@ def _(
     )
 
 
-@torch.library.custom_op("sae_lens_hierarchical::encode_topk_backward", mutates_args=())
+@torch.library.custom_op(
+    "sae_lens_hierarchical::encode_topk_backward", mutates_args=(), **NO_CUDA_GRAPH
+)
 def _backward(
     grad_values: Tensor,
     values: Tensor,

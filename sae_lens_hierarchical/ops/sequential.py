@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae_lens_hierarchical.ops.operator_tags import NO_CUDA_GRAPH
+
 __all__ = ["hierarchical_loss"]
 
 # Up to so many budgets, backward keeps s at each and sums by feature what it goes into:
@@ -44,7 +46,9 @@ def hierarchical_loss(
     return _forward(target, indices, values, W_dec, b_dec, budgets, weights)
 
 
-@torch.library.custom_op("sae_lens_hierarchical::sequential_forward", mutates_args=())
+@torch.library.custom_op(
+    "sae_lens_hierarchical::sequential_forward", mutates_args=(), **NO_CUDA_GRAPH
+)
 def _forward(
     target: Tensor,
     indices: Tensor,
@@ -85,7 +89,9 @@ def _(
     )
 
 
-@torch.library.custom_op("sae_lens_hierarchical::sequential_backward", mutates_args=())
+@torch.library.custom_op(
+    "sae_lens_hierarchical::sequential_backward", mutates_args=(), **NO_CUDA_GRAPH
+)
 def _backward(
     grad_loss: Tensor,
     residual: Tensor,

@@ -9,10 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sae_lens_hierarchical.ops.operator_tags import NO_CUDA_GRAPH
+
 __all__ = ["GROUP", "stable_topk"]
 
-# How many entries are looked through at once, which bounds the memory that ties take.
-_ENTRIES_AT_ONCE = 1 << 22
+# How many entries are looked through at once, which bounds the memory that ties take. A
+# GPU's host waits for each part.
+_ENTRIES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
 # How many entries share one maximum where that is searched first.
 GROUP = 16
 
@@ -36,7 +39,9 @@ def stable_topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return x.gather(-1, indices), indices
 
 
-@torch.library.custom_op("sae_lens_hierarchical::stable_topk_indices", mutates_args=())
+@torch.library.custom_op(
+    "sae_lens_hierarchical::stable_topk_indices", mutates_args=(), **NO_CUDA_GRAPH
+)
 def _stable_topk_indices(x: Tensor, k: int) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     indices, smallest, following = _any_topk(rows, k)
@@ -44,7 +49,8 @@ def _stable_topk_indices(x: Tensor, k: int) -> Tensor:
     if following is not None:
         # Where the next entry ties with the last one taken, there was a choice.
         tied = (following == smallest).nonzero().squeeze(-1)
-        for part in tied.split(max(1, _ENTRIES_AT_ONCE // rows.shape[1])):
+        at_once = _ENTRIES_AT_ONCE.get(x.device.type, _ENTRIES_AT_ONCE["cpu"])
+        for part in tied.split(max(1, at_once // rows.shape[1])):
             indices[part] = _lowest_indices(rows[part], smallest[part, None], k)
     # The indices ascend, so a stable sort leaves the lower one of a tie in front.
     order = rows.gather(-1, indices).sort(dim=-1, descending=True, stable=True).indices

@@ -14,7 +14,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hierarchical.saebench.bars import bars_of
-from sae_lens_hierarchical.saebench.bench import Bench, seed
+from sae_lens_hierarchical.saebench.bench import Bench, folder_of_hook, seed
 from sae_lens_hierarchical.saebench.extra import (
     absorption_common,
     absorption_config,
@@ -115,7 +115,7 @@ def _letters(bench: Bench, config: Any, sae: Any, folder: Path) -> list[Any]:
         "prompt_template": config.prompt_template,
         "prompt_token_pos": config.prompt_token_pos,
         "device": bench.facts.device,
-        "probes_dir": folder / sae.cfg.hook_name,
+        "probes_dir": folder_of_hook(folder, sae),
     }
     seed()
     absorption_common.load_or_train_probe(

@@ -13,11 +13,12 @@ from sae_lens import SAE
 from torch import Tensor
 
 from sae_lens_hierarchical.defaults import STORE_BATCH_SIZE
+from sae_lens_hierarchical.saebench.inputs import texts_sha256
 from sae_lens_hierarchical.saebench.models import ModelFacts
 from sae_lens_hierarchical.saebench.pending import PendingResult, pending_results
 from sae_lens_hierarchical.saes.checks import check_size
 
-__all__ = ["SEED", "Bench", "seed"]
+__all__ = ["SEED", "Bench", "folder_of_hook", "seed"]
 
 SEED = 42  # as in SAEBench's own scripts
 
@@ -26,6 +27,12 @@ def seed() -> None:
     """Fix the random numbers of Python and torch, which SAEBench draws from."""
     random.seed(SEED)
     torch.manual_seed(SEED)
+
+
+def folder_of_hook(artifacts: str | Path, sae: Any) -> Path:
+    """Return a folder in ``artifacts``, which the SAEs of a hook share."""
+    # SAEBench unpickles what lies there: no name in an SAE's metadata may lead outside.
+    return Path(artifacts) / texts_sha256([str(sae.cfg.metadata.hook_name)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +82,19 @@ class Bench:
         config: Any,
         note: Mapping[str, str],
     ) -> list[PendingResult]:
-        """Return the results that an eval's folder lacks; see ``pending_results``."""
+        """Return the results that an eval's folder lacks; see ``pending_results``.
+
+        Raises:
+            ValueError: As ``pending_results``; or if an SAE's hook is not the model's.
+        """
+        for name, sae in saes.items():
+            metadata = sae.cfg.metadata
+            if (hook_name := metadata.hook_name) not in self.model.hook_dict:
+                raise ValueError(
+                    f"{name}'s hook_name {hook_name!r} is no hook of the model"
+                )
+            # SAEBench names folders by it.
+            if type(layer := metadata.hook_layer) not in (int, type(None)):
+                raise ValueError(f"{name}'s hook_layer must be an integer: {layer!r}")
         folder = self.output / eval_type
         return pending_results(folder, saes, ks, config, note, force=self.force)

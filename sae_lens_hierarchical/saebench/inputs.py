@@ -14,6 +14,8 @@ from sae_lens import SAE
 from torch import Tensor
 
 from sae_lens_hierarchical.eval.splicing import HookLocation
+from sae_lens_hierarchical.saebench.results import NOTE
+from sae_lens_hierarchical.saes import HierarchicalTopKSAE
 
 __all__ = [
     "NOTE",
@@ -24,8 +26,6 @@ __all__ = [
     "what_differs",
 ]
 
-# The key of the note in SAEBench's result files.
-NOTE = "sae_lens_hierarchical"
 # How a result is made, and not what it says.
 _NO_INPUTS = {"llm_batch_size", "sae_batch_size", "lower_vram_usage"}
 
@@ -38,6 +38,8 @@ def sae_sha256(sae: SAE[Any]) -> str:
     cfg = sae.cfg.to_dict()
     for name in ("device", "k", "metadata"):
         cfg.pop(name, None)
+    if isinstance(sae, HierarchicalTopKSAE):
+        cfg["activation"] = "topk"  # as it is evaluated, however it was saved
     settings = json.dumps([cfg, HookLocation.of(sae)], sort_keys=True, default=str)
     weights = sorted(sae.state_dict().items())
     parts = (part for name, tensor in weights for part in (name.encode(), _of(tensor)))

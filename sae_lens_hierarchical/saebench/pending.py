@@ -186,6 +186,9 @@ def prepared_sae(
     """Give a copy of an SAE as SAEBench wants it, whose weights go after the block."""
     # SAEBench writes into the SAE's metadata.
     sae = copy.deepcopy(saes[name]).to(device)
+    if isinstance(sae, HierarchicalTopKSAE):
+        # All evals are of the k largest features, also where it was saved as JumpReLU.
+        sae.activation = "topk"
     # It wants decoder rows of norm 1. Where a TopK SAE cannot have them without
     # becoming another one, it warns.
     with suppress(NotImplementedError):

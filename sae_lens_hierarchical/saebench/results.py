@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-__all__ = ["SAEBenchResult", "autointerp_scores", "read_results", "results_table"]
+__all__ = [
+    "NOTE",
+    "SAEBenchResult",
+    "autointerp_scores",
+    "read_results",
+    "results_table",
+]
+
+# The key of the note in SAEBench's result files: what a result was made from.
+NOTE = "sae_lens_hierarchical"
+# The evals' folders. Any other one, such as a backup, is not read.
+_FOLDERS = ("absorption", "autointerp", "core", "scr", "sparse_probing", "tpp")
 
 # The main metrics: SAEBench's group and name of each, and a name for the terminal.
 _MAIN = {
@@ -44,12 +56,20 @@ class SAEBenchResult:
 def read_results(folder: str | Path) -> list[SAEBenchResult]:
     """Load all result files in a folder, and in the evals' folders within it.
 
+    Where files of one name are of different SAEs, those of the SAE of the newest file
+    are read. A warning says which are left out.
+
     Returns:
         A result for each SAE and k, by name and ascending k.
     """
+    folder = Path(folder)
+    contents: dict[Path, dict[str, Any]] = {
+        path: json.loads(path.read_text(encoding="utf-8"))
+        for place in (folder, *(folder / name for name in _FOLDERS))
+        for path in sorted(place.glob("*_eval_results.json"))
+    }
     results: dict[tuple[str, int | None], SAEBenchResult] = {}
-    for path in sorted(Path(folder).rglob("*_eval_results.json")):
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for content in _of_newest_saes(contents):
         sae, k = content["sae_lens_release_id"], content["sae_cfg_dict"].get("k")
         result = results.setdefault((sae, k), SAEBenchResult(sae, k))
         for group, metrics in content["eval_result_metrics"].items():
@@ -57,6 +77,35 @@ def read_results(folder: str | Path) -> list[SAEBenchResult]:
             known = {n: v for n, v in metrics.items() if v is not None}
             result.metrics.update({(group, name): v for name, v in known.items()})
     return sorted(results.values(), key=lambda result: (result.sae, result.k or 0))
+
+
+def _of_newest_saes(contents: dict[Path, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out, with a warning, results of other SAEs than each name's newest."""
+    newest: dict[str, str] = {}
+    for content in sorted(contents.values(), key=lambda c: c["datetime_epoch_millis"]):
+        if checksum := _checksum(content):
+            newest[content["sae_lens_release_id"]] = checksum
+    kept: list[dict[str, Any]] = []
+    left_out: dict[str, list[str]] = {}
+    for path, content in contents.items():
+        name, checksum = content["sae_lens_release_id"], _checksum(content)
+        # SAEBench's own files note none.
+        if checksum is None or checksum == newest[name]:
+            kept.append(content)
+        else:
+            left_out.setdefault(name, []).append(str(path))
+    for name, paths in left_out.items():
+        warnings.warn(
+            f"left out, for newer results of {name} are of another SAE: "
+            f"{', '.join(paths)}",
+            stacklevel=3,
+        )
+    return kept
+
+
+def _checksum(content: dict[str, Any]) -> str | None:
+    """Return the checksum of the SAE that a result notes, if it does."""
+    return content.get(NOTE, {}).get("SAE")
 
 
 def autointerp_scores(folder: str | Path) -> list[tuple[str, int | None, float]]:

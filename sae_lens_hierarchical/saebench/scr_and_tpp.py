@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hierarchical.saebench.bars import bars_of
-from sae_lens_hierarchical.saebench.bench import Bench
+from sae_lens_hierarchical.saebench.bench import Bench, folder_of_hook
 from sae_lens_hierarchical.saebench.extra import (
     general_utils,
     scr_and_tpp_config,
@@ -77,7 +76,7 @@ def _run(
                     sae,
                     bench.model,
                     bench.facts.device,
-                    str(Path(artifacts) / sae.cfg.hook_name),
+                    str(folder_of_hook(artifacts, sae)),
                 )
             overall = {n: v for n, v in results.items() if not isinstance(v, dict)}
             by_dataset = {n: v for n, v in results.items() if isinstance(v, dict)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_hierarchical.saebench.bars import bars_of
-from sae_lens_hierarchical.saebench.bench import Bench
+from sae_lens_hierarchical.saebench.bench import Bench, folder_of_hook
 from sae_lens_hierarchical.saebench.extra import (
     probing_config,
     probing_main,
@@ -53,7 +52,7 @@ def run_sparse_probing(
                     sae,
                     bench.model,
                     bench.facts.device,
-                    str(Path(artifacts) / sae.cfg.hook_name),
+                    str(folder_of_hook(artifacts, sae)),
                 )
             metrics = probing_output.SparseProbingMetricCategories(
                 llm=probing_output.SparseProbingLlmMetrics(

@@ -301,12 +301,16 @@ class HierarchicalTopKTrainingSAE(HierarchicalBase, TopKTrainingSAE):
         """Return the columns of [..., d_in] that this decoder writes."""
         return x
 
+    def _has_own_b_dec(self) -> Tensor:
+        """Return whether any entry of the whole b_dec is not zero, a scalar."""
+        return self.b_dec.any()
+
     @torch.no_grad()
     def _start_b_dec_at_mean(self, normalized: Tensor) -> None:
         x = self._decoder_columns(normalized).flatten(0, -2)
         mean = x.mean(dim=0, dtype=torch.promote_types(x.dtype, torch.float32))
         # Another than zero is the user's own. No branch: a compiled step has no break.
-        own = self.b_dec.any()
+        own = self._has_own_b_dec()
         self.b_dec.copy_(torch.where(own, self.b_dec, mean.to(self.b_dec.dtype)))
 
     def _over_columns(

@@ -117,8 +117,10 @@ class MultiSAERunner(MultiSAETrainingRunner):
 
     - A checkpoint appears whole or not at all, and so do the trained SAEs. Where they
       go is found fit to be written at once, and is this run's alone while it runs.
-    - A resumed run equals an uninterrupted one, bit for bit on one machine, with
-      ``prefetch_llm_batches`` too. A damaged checkpoint or another run's is refused.
+    - A resumed run equals an uninterrupted one, bit for bit on one machine (on a GPU
+      only with deterministic algorithms), with ``prefetch_llm_batches`` too. A damaged
+      checkpoint or another run's is refused.
+    - ``seed`` fixes torch's random numbers from here on.
     - SIGINT and SIGTERM end training after the step under way, with a checkpoint. So
       does a loss that is not finite, without.
     - Hooks and ``d_in`` are checked against the model before training.
@@ -148,6 +150,7 @@ class MultiSAERunner(MultiSAETrainingRunner):
                 check_unfinished(part, sae.normalize_activations)
         with reserve_folders(cfg):
             pass  # they can be written: the run itself holds them
+        torch.manual_seed(cfg.seed)
         given = model_and_dataset(cfg, override_model, override_dataset)
         with given as (model, dataset):
             super().__init__(cfg, dataset, model, override_saes)

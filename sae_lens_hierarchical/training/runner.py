@@ -69,8 +69,9 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
 
     - A checkpoint appears whole or not at all, and so does the trained SAE. Where they
       go is found fit to be written at once, and is this run's alone while it runs.
-    - A resumed run equals an uninterrupted one, bit for bit on one machine, and goes on
-      in the same run of W&B. A damaged checkpoint or another run's is refused.
+    - A resumed run equals an uninterrupted one, bit for bit on one machine (on a GPU
+      only with deterministic algorithms), and goes on in the same run of W&B. A damaged
+      checkpoint or another run's is refused.
     - With ``from_pretrained_path`` the SAE's fields are those asked for.
     - ``seed`` fixes torch's random numbers from here on.
     - SIGINT and SIGTERM end training after the step under way, with a checkpoint (a

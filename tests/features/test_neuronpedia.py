@@ -11,11 +11,13 @@ import pytest
 from sae_lens import HookedSAETransformer
 
 from sae_lens_hierarchical.cli import main
+from sae_lens_hierarchical.data import load_bundled_dataset
 from sae_lens_hierarchical.features import (
     FeatureTable,
     features_of_checkpoint,
     neuronpedia_batch,
     to_json,
+    write_features,
 )
 from tests.helpers import make_crude_sae
 
@@ -113,6 +115,31 @@ def test_the_command_writes_a_batch_for_each_k(folder: Path, tmp_path: Path) -> 
     # Those were of other features.
     left = [path.name for path in output.rglob("*") if path.is_file()]
     assert sorted(left) == ["features.html", "features.json", "note.txt"]
+
+
+def test_the_contexts_are_those_that_were_read(folder: Path, tmp_path: Path) -> None:
+    text = load_bundled_dataset("held_out").select(range(2))
+    text.to_json(tmp_path / "text.jsonl")
+
+    table = features_of_checkpoint(folder, [12], dataset=str(tmp_path), contexts=10_000)
+
+    read = table.provenance["contexts"]
+    # Of each context all tokens but the first, which is special, count.
+    assert 30 * read < table.tokens <= 31 * read
+    (one,) = neuronpedia_batch(table, 8)["features"]
+    assert one["n_prompts_total"] == read
+
+
+def test_a_hook_in_no_layer_has_a_page_all_the_same(
+    table: FeatureTable, tmp_path: Path
+) -> None:
+    nowhere = replace(table, provenance=table.provenance | {"hooks": ["hook_embed"]})
+
+    with pytest.warns(UserWarning, match="no files for Neuronpedia: .* 'hook_embed'"):
+        paths = write_features(tmp_path, nowhere, neuronpedia=True)
+
+    assert [path.name for path in paths] == ["features.html", "features.json"]
+    assert {*paths} == {*tmp_path.iterdir()}
 
 
 def test_a_model_and_a_dataset_in_folders_go_by_their_names(

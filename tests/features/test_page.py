@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,8 +22,10 @@ from sae_lens_hierarchical.features import (
     collect_features,
     html_page,
     to_json,
+    write_features,
 )
 from tests.helpers import make_crude_sae
+from tests.hub_server import HubServer
 from tests.stranger import Stranger
 
 EVIL = "</script><script>alert(1)</script><!--<img src=x onerror=alert(1)>\u2028\x00"
@@ -129,6 +132,21 @@ def test_the_command_writes_a_page_and_its_numbers(
     assert len(read(output)["features"]) == 2
 
 
+def test_other_files_in_the_folder_stay(tmp_path: Path, table: FeatureTable) -> None:
+    others = ("manifest.json", "runner_cfg.json", "sparsity.safetensors")
+    for name in others:
+        (tmp_path / name).write_text("mine")
+
+    for _ in range(2):
+        write_features(tmp_path, table)
+
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        *others,
+        "features.html",
+        "features.json",
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -155,6 +173,39 @@ def test_bad_options_are_one_clear_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_an_output_that_cannot_be_written_ends_it_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    # There is no SAE, either, which would be found out later.
+    assert main(["features", "/no", f"--output={tmp_path / 'file'}"]) == 2
+
+    assert "--output must be a folder that can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("on_hub", [True, False])
+def test_the_export_that_comes_next_runs(
+    on_hub: bool,
+    hub: HubServer,
+    tmp_path: Path,
+    model: HookedSAETransformer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_sae(hub.repo("user/repo") / "layer" if on_hub else tmp_path / "ours", model)
+    source = "user/repo:layer" if on_hub else f"my SAE={tmp_path / 'ours'}"
+    options = ["--features=12", "--contexts=2", f"--output={tmp_path / 'page'}"]
+    assert main(["features", source, *options]) == 0
+    *_, following = capsys.readouterr().out.splitlines()
+    command = shlex.split(following.removeprefix("Next: sae-lens-hierarchical "))
+    assert command[-1] == ("user_repo_layer_at_4" if on_hub else "my SAE_at_4")
+    command[-1] = str(tmp_path / "exported")
+
+    assert main(command) == 0
+
+    assert (tmp_path / "exported" / "cfg.json").is_file()
 
 
 def test_features_are_chosen_in_one_way(capsys: pytest.CaptureFixture[str]) -> None:

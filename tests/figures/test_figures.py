@@ -28,7 +28,9 @@ from sae_lens_hierarchical.figures import (
     paper,
     table_2,
 )
+from sae_lens_hierarchical.figures.seeds import merge_seeds
 from sae_lens_hierarchical.figures.spec import Figure, Series
+from sae_lens_hierarchical.figures.write import remove_results, write_figures
 
 KS = [1, 2, 4, 8, 16]
 D_SAE = 50
@@ -222,6 +224,33 @@ def test_seeds_are_a_line_of_means_with_a_band(table: MetricsTable) -> None:
     first, *_ = Page(html_page("", [], merged)).tables[0]
     assert first["SAE"] == "J_1"
     assert float(first["explained variance"]) == pytest.approx(line.y[0], abs=1e-4)
+
+
+def test_seeds_with_their_own_thresholds_differ_in_k(table: MetricsTable) -> None:
+    # One of the seeds has an L0 of 7.6, the other of 9.4.
+    seeds = [
+        replace(row, sae=f"R-4-seed{seed}", trained_k=k, k=own)
+        for seed, k in enumerate((8, 9))
+        for row in table.select(sae="R-4")
+        for own in [k if row.activation == "own" else row.k]
+    ]
+    seeds = [
+        replace(row, l0=(7.6, 9.4)[row.k - 8]) if row.activation == "own" else row
+        for row in seeds
+    ]
+    others = [row for row in table.rows if row.sae != "R-4"]
+
+    merged = merge_seeds(MetricsTable([*others, *seeds]))
+
+    rows = merged.select(sae="R-4")
+    assert [(row.activation, row.k) for row in rows] == [
+        *(("topk", k) for k in KS),
+        ("own", 8),
+    ]
+    assert {row.trained_k for row in rows} == {8}
+    assert rows[-1].l0 == pytest.approx(8.5)
+    figures = {one.key: one for one in all_figures(MetricsTable([*others, *seeds]))}
+    assert lines(figures["figure_2"])["JumpReLU"].x == pytest.approx([8.5])
 
 
 def test_pareto_has_baselines_at_their_own_k_only(table: MetricsTable) -> None:
@@ -621,3 +650,15 @@ def test_files_are_written(
     *written, following = capsys.readouterr().out.splitlines()
     assert set(written) == set(map(str, output.iterdir()))
     assert following == "Next: sae-lens-hierarchical push CHECKPOINT USER/NAME"
+
+
+def test_all_that_is_written_can_be_removed(
+    table: MetricsTable, tmp_path: Path
+) -> None:
+    write_table(tmp_path / "metrics.parquet", table)
+    written = write_figures(tmp_path / "figures", table, {("J_1", 2): 0.8})
+    assert len(written) == 10
+
+    remove_results(tmp_path)
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["figures"]

@@ -330,3 +330,22 @@ def test_bad_tensors_are_named(edit: Callable[[Case], None], message: str) -> No
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         hierarchical_loss(**vars(make_case()), **options)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no such tag"
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stable_topk_indices",
+        "encode_topk",
+        "encode_topk_backward",
+        "sequential_forward",
+        "sequential_backward",
+    ],
+)
+def test_what_waits_for_the_device_is_in_no_cuda_graph(name: str) -> None:
+    operator = getattr(torch.ops.sae_lens_hierarchical, name)
+
+    assert torch.Tag.cudagraph_unsafe in operator.default.tags

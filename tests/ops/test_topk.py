@@ -75,7 +75,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def test_rows_are_looked_through_in_parts(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(topk, "_ENTRIES_AT_ONCE", 100)
+    monkeypatch.setattr(topk, "_ENTRIES_AT_ONCE", {"cpu": 100})
     x = torch.randint(0, 3, (50, 30)).to(dtype)
 
     assert torch.equal(stable_topk(x, 7)[1], sorted_whole(x, 7)[1])

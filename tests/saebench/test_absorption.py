@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from sae_lens_hierarchical import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from sae_lens_hierarchical.loading import load_model_and_dataset
 from sae_lens_hierarchical.saebench.evals import SAEBench
+from sae_lens_hierarchical.saebench.pending import PendingResult
 from sae_lens_hierarchical.saebench.results import read_results
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -135,6 +136,46 @@ def test_absorption_is_found_where_it_is(
     bench = new_bench(saes, tmp_path / "HookedTransformer")
     bench.absorption(saes, [2], **SETTINGS)
     assert "taken as done" in capsys.readouterr().out
+
+
+class Planted:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, ran: Path) -> None:
+        self.ran = ran
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.ran,)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_strangers_pickle_does_not_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    sae = make_sae(folder, "HookedTransformer", absorbs=False)
+    planted, ran = tmp_path / "planted", tmp_path / "ran"
+    (planted / "it/layer_0").mkdir(parents=True)
+    torch.save(Planted(ran), planted / "it/layer_0/probe.pth")
+    hook_name = str(planted) if absolute else "../../planted"
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_layer = hook_name, 0
+    bench = new_bench({"it": sae}, tmp_path / "results")
+    bench.output.mkdir()
+
+    with pytest.raises(ValueError, match=f"^it's hook_name '{hook_name}' is no hook"):
+        bench.absorption({"it": sae}, [2], **SETTINGS)
+
+    assert not ran.exists()
+    # Nor would it without that check.
+    planned = [PendingResult("it", 2, tmp_path / "result", {})]
+    monkeypatch.setattr(SAEBench, "pending", lambda *_: planned)
+    with pytest.raises(KeyError):
+        bench.absorption({"it": sae}, [2], **SETTINGS)
+    monkeypatch.undo()
+    assert not ran.exists()
+    sae.cfg.metadata.hook_name = HOOKS["HookedTransformer"]
+    sae.cfg.metadata.hook_layer = "/planted"
+    with pytest.raises(ValueError, match=r"^it's hook_layer must be an integer: '/pla"):
+        bench.absorption({"it": sae}, [2], **SETTINGS)
 
 
 def test_a_model_that_knows_too_few_letters_is_said(

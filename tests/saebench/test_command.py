@@ -123,6 +123,28 @@ def test_a_strangers_python_runs_only_by_the_users_flag(
     assert stranger.ran.exists()
 
 
+@pytest.mark.parametrize("hook_name", ["blocks.1.hook_resid_psot", "../../planted"])
+@pytest.mark.parametrize("eval_type", ["core", "sparse_probing", "autointerp"])
+def test_a_hook_that_the_model_lacks_is_one_clear_line(
+    eval_type: str,
+    hook_name: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = checkpoint / "cfg.json"
+    cfg = json.loads(path.read_text())
+    cfg["metadata"]["hook_name"] = hook_name
+    path.write_text(json.dumps(cfg))
+    command = ["saebench", str(checkpoint), *SMALL, *JUDGE, "--evals", eval_type]
+
+    assert main([*command, "--output", str(tmp_path / "results")]) == 2
+
+    error = capsys.readouterr().err
+    assert f"ours's hook_name '{hook_name}' is no hook of the model\n" in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

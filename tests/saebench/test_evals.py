@@ -27,7 +27,7 @@ from sae_lens import (
 )
 from torch import Tensor
 
-from sae_lens_hierarchical import HierarchicalTopKSAE
+from sae_lens_hierarchical import HierarchicalTopKSAE, calibrate_thresholds
 from sae_lens_hierarchical.data import load_bundled_dataset
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.saebench.evals import SAEBench, draw_tokens
@@ -188,6 +188,30 @@ def test_an_sae_without_k_is_evaluated_as_it_is(
     rows = sweep({"it": jumprelu}, bench.model, bench.tokens.split(16), [8])
     (own,) = (row for row in rows if row.activation == "own")
     assert result["eval_result_metrics"]["sparsity"]["l0"] == pytest.approx(own.l0)
+
+
+def test_an_sae_saved_as_jumprelu_is_evaluated_as_topk(
+    bench: SAEBench, sae: HierarchicalTopKSAE, server: JudgeServer
+) -> None:
+    topk = copy.deepcopy(sae)
+    hook_name = str(sae.cfg.metadata.hook_name)
+    _, cache = bench.model.run_with_cache(bench.tokens, names_filter=hook_name)
+    calibrate_thresholds(topk, cache[hook_name])
+    jumprelu = copy.deepcopy(topk)
+    jumprelu.activation = "jumprelu"
+    saes = {"topk": topk, "jumprelu": jumprelu}
+
+    bench.core(saes, KS)
+    bench.autointerp(saes, KS, new_judge(server, bench), LATENTS)
+
+    for eval_type in ("core", "autointerp"):
+        for k in KS:
+            expected, found = (
+                load_result(bench, f"{eval_type}/{name}_k_{k}") for name in saes
+            )
+            assert found["eval_result_metrics"] == expected["eval_result_metrics"]
+            assert found[NOTE] == expected[NOTE]
+    assert jumprelu.activation == "jumprelu"
 
 
 def test_autointerp_bears_the_apis_failures_and_asks_nothing_twice(
@@ -355,6 +379,7 @@ def test_results_are_made_once_and_whole(
     with pytest.raises(ValueError, match="ks must be"):
         bench.core({"ours": sae}, [8, 2])
     training = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=9, k=2))
+    training.cfg.metadata.hook_name = sae.cfg.metadata.hook_name
     with pytest.raises(ValueError, match="it is a training SAE: save it and load it"):
         bench.core({"it": training}, [2])
 

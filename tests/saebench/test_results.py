@@ -13,6 +13,7 @@ from rich.console import Console
 from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.eval.table import MetricsTable, write_table
 from sae_lens_hierarchical.saebench.results import (
+    NOTE,
     autointerp_scores,
     read_results,
     results_table,
@@ -20,12 +21,16 @@ from sae_lens_hierarchical.saebench.results import (
 from tests.helpers import make_metrics
 
 
-def write(path: Path, sae: str, k: int | None, metrics: dict[str, Any]) -> None:
+def write(
+    path: Path, sae: str, k: int | None, metrics: dict[str, Any], **others: Any
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {
+        "datetime_epoch_millis": 0,
         "sae_lens_release_id": sae,
         "sae_cfg_dict": {} if k is None else {"k": k},
         "eval_result_metrics": metrics,
+        **others,
     }
     path.write_text(json.dumps(result))
 
@@ -68,6 +73,42 @@ def test_results_come_together_by_sae_and_k(results: Path) -> None:
         ("relu", None, 2),
     ]
     assert autointerp_scores(results) == [("ours", 2, 0.75), ("relu", None, 0.75)]
+
+
+def test_other_folders_are_not_read(results: Path) -> None:
+    scored = {"autointerp": {"autointerp_score": 0.25}}
+    for folder in ("autointerp_before", "autointerp/before", "before/autointerp"):
+        write(results / folder / "ours_k_2_eval_results.json", "ours", 2, scored)
+
+    assert autointerp_scores(results) == [("ours", 2, 0.75), ("relu", None, 0.75)]
+    before = autointerp_scores(results / "autointerp_before")
+    assert before == [("ours", 2, 0.25)]
+
+
+def test_results_of_one_name_are_of_the_newest_sae(results: Path) -> None:
+    # By eval and k: when it was made, and of which SAE.
+    made = {
+        ("core", 2): (3, "new"),
+        ("core", 4): (2, "new"),
+        ("core", 8): (1, "old"),
+        ("autointerp", 2): (1, "old"),
+    }
+    for (name, k), (time, checksum) in made.items():
+        path = results / name / f"again_k_{k}_eval_results.json"
+        others = {"datetime_epoch_millis": time, NOTE: {"SAE": checksum}}
+        write(path, "again", k, {name: {"metric": 0.5}}, **others)
+
+    with pytest.warns(UserWarning, match="newer results of again are of") as warned:
+        found = read_results(results)
+
+    (message,) = (str(warning.message) for warning in warned)
+    assert message.count("again_k_") == 2
+    for file in ("core/again_k_8", "autointerp/again_k_2"):
+        assert str(results / f"{file}_eval_results.json") in message
+    again = [(r.k, r.metrics) for r in found if r.sae == "again"]
+    assert again == [(k, {("core", "metric"): 0.5}) for k in (2, 4)]
+    # Others stay as they are.
+    assert len([r for r in found if r.sae != "again"]) == 3
 
 
 def test_the_table_shows_what_was_measured(

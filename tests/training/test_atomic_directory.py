@@ -89,6 +89,20 @@ def test_several_saes_are_replaced_together(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_no_sae_replaces_only_its_own_files(tmp_path: Path) -> None:
+    write(tmp_path, "old", "manifest.json", "page.html", "sub/cfg.json", "sub/a.json")
+
+    with atomic_directory(tmp_path, own_files={"page.html"}) as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "a.json").write_text("new")
+
+    assert contents(tmp_path) == {
+        "manifest.json": "old",
+        "sub/cfg.json": "old",
+        "sub/a.json": "new",
+    }
+
+
 @pytest.mark.parametrize("fails_at", range(6))
 def test_a_failure_while_replacing_keeps_both(
     fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

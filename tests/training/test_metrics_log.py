@@ -13,6 +13,7 @@ import pytest
 from sae_lens import LoggingConfig, TopKTrainingSAEConfig
 
 from sae_lens_hierarchical import LanguageModelSAETrainingRunner
+from sae_lens_hierarchical.cli import main
 from sae_lens_hierarchical.training.metrics_log import logs_in, open_metrics_log
 from sae_lens_hierarchical.training.multi_sae import MultiSAERunner, multi_sae_config
 from tests.helpers import MakeConfig
@@ -143,3 +144,16 @@ def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
     cfg.log_to = ["tensorboard"]
     with pytest.raises(ImportError, match="pip install tensorboard"):
         train(cfg, {})
+
+
+def test_a_run_that_does_not_start_leaves_the_logs_of_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "training_metrics.csv"
+    log.write_text("step\n1\n")
+    command = ["train", "--preset", "bundled", "--output_path", str(tmp_path)]
+
+    assert main([*command, "--force", "--logger", "csv", "--d_in", "64"]) == 2
+
+    assert "d_in" in capsys.readouterr().err
+    assert log.read_text() == "step\n1\n"

@@ -74,6 +74,21 @@ def runner(cfg: Any, data: dict[str, Any]) -> Runner:
     return (LanguageModelSAETrainingRunner if one else MultiSAERunner)(cfg, **data)
 
 
+@pytest.mark.parametrize("several_saes", [False, True])
+def test_the_seed_fixes_weights(
+    several_saes: bool, make_config: MakeConfig, data: dict[str, Any]
+) -> None:
+    made: list[torch.Tensor] = []
+    for seed in (1, 1, 2):
+        torch.randn(3)
+        run = runner(maker(make_config, several_saes)(seed=seed), data)
+        sae = run.saes["a"] if isinstance(run, MultiSAERunner) else run.sae
+        made.append(sae.W_enc)
+
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
 @pytest.fixture(params=["one", "several"])
 def trained(
     request: pytest.FixtureRequest, make_config: MakeConfig, data: dict[str, Any]

@@ -19,6 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
+from sae_lens_hierarchical.ops.operator_tags import NO_CUDA_GRAPH
 from sae_lens_hierarchical.ops.triton.by_feature import sort_by_feature, sum_by_feature
 from sae_lens_hierarchical.ops.triton.kernels import fused_loss, scale
 from sae_lens_hierarchical.ops.triton.launch import (
@@ -35,13 +36,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The arguments of _forward that have gradients, in the order of its last outputs.
 _LEAVES = (2, 3, 4, 0)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# _budget_tensors keeps tensors from step to step, which must not lie in a CUDA graph's
-# own memory.
-_TAGS: dict[str, Any] = (
-    {"tags": (torch.Tag.cudagraph_unsafe,)}
-    if hasattr(torch.Tag, "cudagraph_unsafe")
-    else {}
-)
 
 
 def unsupported(
@@ -106,7 +100,9 @@ def hierarchical_loss(
     )[:3]
 
 
-@torch.library.custom_op("sae_lens_hierarchical::triton_loss", mutates_args=(), **_TAGS)
+@torch.library.custom_op(
+    "sae_lens_hierarchical::triton_loss", mutates_args=(), **NO_CUDA_GRAPH
+)
 def _forward(
     target: Tensor,
     indices: Tensor,

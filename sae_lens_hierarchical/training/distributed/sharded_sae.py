@@ -32,6 +32,7 @@ from sae_lens_hierarchical.training.distributed.collectives import (
     gather,
     global_topk,
     row_norms,
+    sum_in_order,
 )
 from sae_lens_hierarchical.training.distributed.dead_latents import (
     auxiliary_loss_of_columns,
@@ -62,7 +63,7 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
     """
 
     def __init__(self, cfg: HierarchicalTopKTrainingSAEConfig, mesh: Mesh) -> None:
-        """Initialize the weights as one process does, from process 0's random state.
+        """Initialize the weights as one process does on a CPU, from process 0's state.
 
         Args:
             cfg: Of the whole SAE, the same on all processes; its device becomes the
@@ -92,7 +93,6 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
         for name, own in self.slices.items():
             self.get_parameter(name).copy_(state_dict[name][own])
         self.thresholds.copy_(state_dict["thresholds"])
-        self._b_dec_is_set = True
 
     @torch.no_grad()
     def whole_state_dict(self) -> dict[str, Tensor]:
@@ -217,6 +217,10 @@ class ShardedTrainingSAE(HierarchicalTopKTrainingSAE):
         if self.cfg.unit_norm_decoder:
             mesh = self.mesh
             keep_unit_norm_decoder(self, lambda sums: all_reduce(mesh, sums))
+
+    @override
+    def _has_own_b_dec(self) -> Tensor:
+        return sum_in_order(self.mesh, super()._has_own_b_dec().float()) > 0
 
     @override
     @torch.no_grad()

@@ -72,6 +72,7 @@ class DistributedSAETrainer(ShardedSAETrainer, ResumableSAETrainer):
 
     @override
     def check_finite(self) -> None:
+        self._check_losses()  # which ends all processes by itself
         with all_or_none(self.sae.mesh):
             super().check_finite()
 

@@ -41,7 +41,7 @@ class Case:
         dtype: Of the SAE.
         autocast: Whether products are in bfloat16.
         scaling_factor: That of ``expected_average_only_in``.
-        own_b_dec: Whether b_dec is not zero at the start.
+        own_b_dec: How many of b_dec's entries are not zero at the start.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Case:
     dtype: str = "float64"
     autocast: bool = False
     scaling_factor: float | None = None
-    own_b_dec: bool = True
+    own_b_dec: int = D_IN
 
     def __str__(self) -> str:
         return self.name
@@ -98,7 +98,8 @@ _EXACT = [
         scale=0.02,
         scaling_factor=0.7,
     ),
-    Case("b_dec at the mean", own_b_dec=False),
+    Case("b_dec at the mean", own_b_dec=0),
+    Case("b_dec of one column", own_b_dec=1),
     # The scales of rescaled activations would undo the ties.
     Case("ties", {"decoder_init_norm": 2.0, **_NOT_RESCALED}, grid=0.25),
     Case(
@@ -159,8 +160,7 @@ def whole_sae(case: Case) -> HierarchicalTopKTrainingSAE:
     sae = HierarchicalTopKTrainingSAE(HierarchicalTopKTrainingSAEConfig(**fields))
     with torch.no_grad():
         sae.b_enc.normal_()
-        if case.own_b_dec:
-            sae.b_dec.normal_()
+        sae.b_dec[: case.own_b_dec].normal_()
         if not sae.cfg.unit_norm_decoder:
             sae.W_dec.mul_(torch.rand(D_SAE, 1) + 0.5)
         sae.b_enc[list(case.never)] = -100

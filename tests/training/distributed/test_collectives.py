@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from torch import Tensor
 from sae_lens_hierarchical.ops import stable_topk
 from sae_lens_hierarchical.training.distributed import Mesh, ShardedSAETrainer
 from sae_lens_hierarchical.training.distributed.collectives import global_topk
+from sae_lens_hierarchical.training.distributed.processes import PeerFailedError
 from sae_lens_hierarchical.training.distributed.sharded_sae import ShardedTrainingSAE
+from sae_lens_hierarchical.training.distributed.trainer import DistributedSAETrainer
+from sae_lens_hierarchical.training.trainer import TrainingDivergedError
 from tests.helpers import make_trainer
 from tests.training.distributed.cases import CASES, whole_sae
 from tests.training.distributed.processes import run_on_processes
@@ -94,3 +98,25 @@ def large_gradients(mesh: Mesh) -> Any:
 def test_a_gradient_norm_whose_square_is_beyond_float16() -> None:
     for norm in run_on_processes(2, large_gradients):
         torch.testing.assert_close(float(norm), 300 * 2**0.5)
+
+
+def error_of_a_late_check(mesh: Mesh) -> str:
+    """Return how a process ends that finds, steps later, that the loss was NaN."""
+    sae = ShardedTrainingSAE.from_whole(whole_sae(CASES["every budget"]), mesh)
+    plain = make_trainer(sae)
+    trainer = DistributedSAETrainer(cfg=plain.cfg, sae=sae, data_provider=iter(()))
+    trainer.prepare(None)
+    # On a CPU each is looked at at once, on a GPU every 16 steps.
+    loss = SimpleNamespace(sae="", step=3, samples=72, value=torch.tensor(torch.nan))
+    trainer._unchecked_losses = [loss]  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        trainer.check_finite()
+    except (TrainingDivergedError, PeerFailedError) as error:
+        return type(error).__name__
+    return "none"
+
+
+def test_divergence_that_is_seen_late_ends_all_processes() -> None:
+    ends = run_on_processes(3, error_of_a_late_check, seconds=60)
+
+    assert ends == ["TrainingDivergedError", "PeerFailedError", "PeerFailedError"]
