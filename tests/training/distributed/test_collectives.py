@@ -108,7 +108,7 @@ def error_of_a_late_check(mesh: Mesh) -> str:
     trainer.prepare(None)
     # On a CPU each is looked at at once, on a GPU every 16 steps.
     loss = SimpleNamespace(sae="", step=3, samples=72, value=torch.tensor(torch.nan))
-    trainer._unchecked_losses = [loss]  # pyright: ignore[reportAttributeAccessIssue]
+    trainer._unchecked_losses = [loss]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     try:
         trainer.check_finite()
     except (TrainingDivergedError, PeerFailedError) as error:
