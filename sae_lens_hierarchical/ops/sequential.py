@@ -120,7 +120,8 @@ def _backward(
             else:
                 for index, value in part.ranks():
                     grad_W_dec.index_add_(0, index, suffix * value)
-        _add_rows(residual, W_dec, part, sign=-1)
+        if n:  # before the first part there is no budget
+            _add_rows(residual, W_dec, part, sign=-1)
     if stacked:
         grad_W_dec = _sum_by_feature(suffixes, parts, len(W_dec))
     for grad in (grad_values, grad_W_dec, suffix):
