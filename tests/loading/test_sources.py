@@ -188,8 +188,13 @@ def test_a_release_without_its_scaling_is_refused(
     ],
 )
 def test_what_is_not_found_is_one_clear_error(
-    hub: HubServer, source: str, message: str
+    hub: HubServer,
+    source: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # SAEs in the current folder would be named
     hub.repo("user/empty")
 
     with pytest.raises(ValueError, match=message) as error:
