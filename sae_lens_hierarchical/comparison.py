@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import sae_lens
-import torch
 from datasets import Dataset
 from sae_lens import ActivationsStore, HookedSAETransformer, TrainingSAE, logger
 from sae_lens.constants import RUNNER_CFG_FILENAME
@@ -68,7 +67,6 @@ def compare(
     if not isinstance(ours, HierarchicalTopKTrainingSAEConfig):
         raise ValueError(f"cfg must train a hierarchical_topk SAE, got {cfg.sae}")
     check_size("contexts", contexts)
-    torch.manual_seed(cfg.seed)
     configs = paper_comparison(ours, cfg.total_training_steps)
     folder = output / "saes"
     runner = _Runner(multi_sae_config(cfg, configs, folder), text, model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from sae_lens import ActivationsStore, TrainingSAEConfig
 
@@ -56,7 +55,6 @@ def quickstart(
     check_figures(output / "figures")
     start = time.monotonic()
     console = Console()
-    torch.manual_seed(seed)
     model = load_bundled_model()
     cfg = preset(BUNDLED, training_tokens=training_tokens, seed=seed)
     fixed = ", ".join(map(str, FIXED_KS))

@@ -82,9 +82,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     from sae_lens_hierarchical.data import (
         BUNDLED_DATASET_NAME,
         BUNDLED_HELD_OUT_NAME,
-        BUNDLED_MODEL_NAME,
         load_bundled_dataset,
-        load_bundled_model,
     )
     from sae_lens_hierarchical.figures.write import check_figures
     from sae_lens_hierarchical.training.presets import (
@@ -107,10 +105,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             fields["n_checkpoints"] = 1
         cfg = saelens_config(options, fields, rest)
         set_lr_schedule(cfg, options.preset, given_in(rest))
-        # The preset's model and text may have been replaced.
+        # The preset's text may have been replaced.
         if cfg.dataset_path == BUNDLED_DATASET_NAME:
             data = {
-                "text": load_bundled_dataset("train"),
                 "held_out": load_bundled_dataset("held_out"),
                 "held_out_name": BUNDLED_HELD_OUT_NAME,
             }
@@ -129,8 +126,6 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             )
         refuse_existing(metrics, saes, force=options.force)
         check_figures(options.output / "figures")
-        if cfg.model_name == BUNDLED_MODEL_NAME:
-            data["model"] = load_bundled_model(cfg.llm_device)
         table = compare(
             cfg,
             options.output,

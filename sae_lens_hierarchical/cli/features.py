@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 from pathlib import Path
 
 from sae_lens_hierarchical.cli.arguments import (
@@ -19,7 +17,7 @@ from sae_lens_hierarchical.cli.arguments import (
 )
 from sae_lens_hierarchical.cli.outputs import check_writable, refuse_existing
 from sae_lens_hierarchical.cli.parser import described
-from sae_lens_hierarchical.cli.results import show_next
+from sae_lens_hierarchical.cli.results import show_export
 from sae_lens_hierarchical.defaults import (
     ARCHITECTURE,
     SEED,
@@ -106,8 +104,5 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         print(path)
     if table.architecture == ARCHITECTURE:
         k = table.ks[len(table.ks) // 2]
-        origin = table.provenance["checkpoint"]
-        sae = shlex.quote(origin.get("path") or origin["id"])
-        output = shlex.quote(f"{re.sub('[/:]', '_', table.sae)}_at_{k}")
-        show_next(f"export {sae} --k {k} --output {output}")
+        show_export(table.provenance["checkpoint"], table.sae, k)
     return 0

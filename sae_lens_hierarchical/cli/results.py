@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+import shlex
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sae_lens_hierarchical.eval.table import MetricsTable
 
-__all__ = ["show_next", "write_and_show"]
+__all__ = ["show_export", "show_next", "write_and_show"]
 
 
 def show_next(command: str) -> None:
     """End a command with the one that comes next, given without its program."""
     print(f"Next: sae-lens-hierarchical {command}")
+
+
+def show_export(origin: Mapping[str, str], name: str, k: int) -> None:
+    """End a command with the export of an SAE at ``k``.
+
+    Args:
+        origin: Where the SAE is from, as a table's provenance has it.
+        name: Its name in the table.
+        k: The number of active features.
+    """
+    sae = shlex.quote(origin.get("path") or origin["id"])
+    output = shlex.quote(f"{re.sub('[/:]', '_', name)}_at_{k}")
+    show_next(f"export {sae} --k {k} --output {output}")
 
 
 def write_and_show(table: MetricsTable, ks: Collection[int], output: Path) -> None:

@@ -28,8 +28,6 @@ from sae_lens_hierarchical.defaults import (
 
 __all__ = ["add_parser", "run"]
 
-_KINDS = {"scr_and_tpp": ("scr", "tpp")}  # of an eval that has results of several
-
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command."""
@@ -116,7 +114,11 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     from rich.console import Console
 
     from sae_lens_hierarchical.saebench.checkpoints import saebench_checkpoints
-    from sae_lens_hierarchical.saebench.results import read_results, results_table
+    from sae_lens_hierarchical.saebench.results import (
+        RESULT_FOLDERS,
+        read_results,
+        results_table,
+    )
 
     judge = None
     if options.judge_model is not None:
@@ -148,8 +150,8 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     )
     results = read_results(options.output)
     Console().print(results_table(results))
-    kinds = [kind for name in options.evals for kind in _KINDS.get(name, (name,))]
-    written = ", ".join(f"{options.output / kind}" for kind in kinds)
+    folders = [folder for name in options.evals for folder in RESULT_FOLDERS[name]]
+    written = ", ".join(f"{options.output / folder}" for folder in folders)
     print(f"{written}: a JSON file of SAEBench's for each SAE and k")
     table = SWEEP_OUTPUT / "metrics.parquet"
     if "autointerp" in options.evals and table.exists():

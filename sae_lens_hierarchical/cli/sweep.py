@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 
 from sae_lens_hierarchical.cli.arguments import (
     Subparsers,
@@ -19,7 +17,7 @@ from sae_lens_hierarchical.cli.arguments import (
 )
 from sae_lens_hierarchical.cli.outputs import check_writable, refuse_existing
 from sae_lens_hierarchical.cli.parser import described
-from sae_lens_hierarchical.cli.results import show_next, write_and_show
+from sae_lens_hierarchical.cli.results import show_export, write_and_show
 from sae_lens_hierarchical.defaults import (
     CE_CONTEXTS,
     STORE_BATCH_SIZE,
@@ -92,9 +90,11 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
     """Run the command."""
     from sae_lens_hierarchical.eval.folders import sweep_checkpoints
     from sae_lens_hierarchical.eval.target import smallest_ks
+    from sae_lens_hierarchical.figures.write import check_figures
 
     refuse_existing(options.output / "metrics.parquet", force=options.force)
     check_writable(options.output)
+    check_figures(options.output / "figures")
     table = sweep_checkpoints(
         options.sae,
         options.k,
@@ -115,9 +115,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
             print(f"  {found.sae}: {found}")
     ours = next((row for row in table.rows if row.ours), None)
     if ours is not None:
-        origin = table.provenance["checkpoints"][ours.sae]
-        sae, largest = origin.get("path") or origin["id"], ours.trained_k
+        largest = ours.trained_k
         k = max((k for k in options.k if k <= largest), default=largest)
-        output = shlex.quote(f"{re.sub('[/:]', '_', ours.sae)}_at_{k}")
-        show_next(f"export {shlex.quote(sae)} --k {k} --output {output}")
+        show_export(table.provenance["checkpoints"][ours.sae], ours.sae, k)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from sae_lens_hierarchical.defaults import (
 from sae_lens_hierarchical.eval.inference_modes import check_kind
 from sae_lens_hierarchical.eval.sweep import sweep
 from sae_lens_hierarchical.eval.table import BudgetMetrics, MetricsTable
+from sae_lens_hierarchical.files.checksum import file_sha256
 from sae_lens_hierarchical.loading import (
     find_saes,
     load_model_and_dataset,
@@ -220,8 +220,4 @@ def _sha256(place: Path | tuple[str, str]) -> dict[str, str]:
     """Return the checksum of an SAE's weights; nothing of a release, which has many."""
     if not isinstance(place, Path):
         return {}
-    digest = hashlib.sha256()
-    with (place / SAE_WEIGHTS_FILENAME).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"sha256": digest.hexdigest()}
+    return {"sha256": file_sha256(place / SAE_WEIGHTS_FILENAME)}

@@ -53,6 +53,13 @@ class HookLocation(NamedTuple):
             metadata.max_norm,
         )
 
+    def check_is_of(self, model: HookedTransformer, name: str) -> None:
+        """Raise a ValueError, which names the SAE, if the model has no such hook."""
+        if self.hook_name not in model.hook_dict:
+            raise ValueError(
+                f"{name}'s hook_name {self.hook_name!r} is no hook of the model"
+            )
+
 
 class SplicedModel:
     """The model on one batch, with or without other activations spliced in.

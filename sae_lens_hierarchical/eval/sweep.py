@@ -94,10 +94,7 @@ def sweep(
     """
     evaluations = [_Evaluation(name, sae, ks) for name, sae in saes.items()]
     for one in evaluations:
-        if (hook_name := one.location.hook_name) not in model.hook_dict:
-            raise ValueError(
-                f"{one.name}'s hook_name {hook_name!r} is no hook of the model"
-            )
+        one.location.check_is_of(model, one.name)
     if max_norm_ratio is not None:
         first, batches = _split(batches, MEDIAN_TOKENS)
         limits = _limits(model, first, evaluations, max_norm_ratio)

@@ -74,10 +74,7 @@ def ranked_batches(
         ValueError: If the model has no such hook, or one of another width.
     """
     location = HookLocation.of(sae)
-    if location.hook_name not in model.hook_dict:
-        raise ValueError(
-            f"{name}'s hook_name {location.hook_name!r} is no hook of the model"
-        )
+    location.check_is_of(model, name)
     for batch in batches:
         spliced = SplicedModel(model, batch, [location], to_logits=False)
         x = spliced.x[location]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_lens_hierarchical.defaults import ARCHITECTURE
 from sae_lens_hierarchical.eval.table import MetricsTable
+from sae_lens_hierarchical.files.checksum import file_sha256
 from sae_lens_hierarchical.hub.staging import Staged
 from sae_lens_hierarchical.saes.kinds import is_batchtopk, trained_k
 
@@ -121,21 +121,13 @@ def _differing(
         yield "hook", " or ".join(hooks), hook
     noted = provenance.get("checkpoints", {}).get(name, {}).get("sha256")
     if noted is not None and folder is not None:
-        own = _sha256(folder / SAE_WEIGHTS_FILENAME)
+        own = file_sha256(folder / SAE_WEIGHTS_FILENAME)
         if noted != own:
             yield "weights with sha256", noted, own
         return  # sweep --model may have named another copy of the model
     noted = provenance.get("model")
     if noted is not None and model is not None and noted != model:
         yield "model", noted, model
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _described(architecture: str, d_sae: int, k: int | None) -> str:

@@ -13,6 +13,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from sae_lens_hierarchical.defaults import STORE_BATCH_SIZE
+from sae_lens_hierarchical.eval.splicing import HookLocation
 from sae_lens_hierarchical.saebench.inputs import texts_sha256
 from sae_lens_hierarchical.saebench.models import ModelFacts
 from sae_lens_hierarchical.saebench.pending import PendingResult, pending_results
@@ -88,13 +89,9 @@ class Bench:
             ValueError: As ``pending_results``; or if an SAE's hook is not the model's.
         """
         for name, sae in saes.items():
-            metadata = sae.cfg.metadata
-            if (hook_name := metadata.hook_name) not in self.model.hook_dict:
-                raise ValueError(
-                    f"{name}'s hook_name {hook_name!r} is no hook of the model"
-                )
+            HookLocation.of(sae).check_is_of(self.model, name)
             # SAEBench names folders by it.
-            if type(layer := metadata.hook_layer) not in (int, type(None)):
+            if type(layer := sae.cfg.metadata.hook_layer) not in (int, type(None)):
                 raise ValueError(f"{name}'s hook_layer must be an integer: {layer!r}")
         folder = self.output / eval_type
         return pending_results(folder, saes, ks, config, note, force=self.force)

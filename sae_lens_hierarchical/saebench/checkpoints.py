@@ -24,11 +24,12 @@ from sae_lens_hierarchical.saebench.labelled import (
     SCR_DATASETS,
     check_names,
 )
+from sae_lens_hierarchical.saebench.results import RESULT_FOLDERS
 from sae_lens_hierarchical.saebench.scr_and_tpp import check_features
 
 __all__ = ["saebench_checkpoints"]
 
-EVALS = ("core", "autointerp", "sparse_probing", "absorption", "scr_and_tpp")
+EVALS = tuple(RESULT_FOLDERS)
 # SAEBench's other eval, and why it does not run here.
 _NOT_HERE = {
     "unlearning": "needs WMDP's corpus bio-forget-corpus, a gated download that no "

@@ -12,6 +12,7 @@ from rich.table import Table
 
 __all__ = [
     "NOTE",
+    "RESULT_FOLDERS",
     "SAEBenchResult",
     "autointerp_scores",
     "read_results",
@@ -20,8 +21,14 @@ __all__ = [
 
 # The key of the note in SAEBench's result files: what a result was made from.
 NOTE = "sae_lens_hierarchical"
-# The evals' folders. Any other one, such as a backup, is not read.
-_FOLDERS = ("absorption", "autointerp", "core", "scr", "sparse_probing", "tpp")
+# The folders of each eval's results. Any other one, such as a backup, is not read.
+RESULT_FOLDERS = {
+    "core": ("core",),
+    "autointerp": ("autointerp",),
+    "sparse_probing": ("sparse_probing",),
+    "absorption": ("absorption",),
+    "scr_and_tpp": ("scr", "tpp"),
+}
 
 # The main metrics: SAEBench's group and name of each, and a name for the terminal.
 _MAIN = {
@@ -63,9 +70,10 @@ def read_results(folder: str | Path) -> list[SAEBenchResult]:
         A result for each SAE and k, by name and ascending k.
     """
     folder = Path(folder)
+    places = [folder / name for names in RESULT_FOLDERS.values() for name in names]
     contents: dict[Path, dict[str, Any]] = {
         path: json.loads(path.read_text(encoding="utf-8"))
-        for place in (folder, *(folder / name for name in _FOLDERS))
+        for place in (folder, *places)
         for path in sorted(place.glob("*_eval_results.json"))
     }
     results: dict[tuple[str, int | None], SAEBenchResult] = {}

@@ -13,7 +13,6 @@ from sae_lens.constants import DTYPE_MAP
 
 from sae_lens_hierarchical.training.activations_store import ResumableActivationsStore
 from sae_lens_hierarchical.training.precision import (
-    SAELENS_PRECISION,
     matmul_precision,
 )
 from sae_lens_hierarchical.training.runner import LanguageModelSAETrainingRunner
@@ -129,7 +128,7 @@ def measure_speed(runner: LanguageModelSAETrainingRunner) -> Speed:
     source, batch_size = store.buffer.source, cfg.train_batch_size_tokens
     of_model = of_sae = 0.0
     made = 0
-    with matmul_precision(getattr(cfg, "matmul_precision", SAELENS_PRECISION)):
+    with matmul_precision(cfg):
         waiting = next(source)
         for step in range(_UNTIMED_STEPS + _STEPS):
             while len(waiting) < batch_size or not made:

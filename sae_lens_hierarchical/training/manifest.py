@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_hierarchical.files.atomic_directory import MANIFEST_FILENAME
+from sae_lens_hierarchical.files.checksum import file_sha256
 from sae_lens_hierarchical.loading.files import read_json
 
 __all__ = ["Manifest", "read_manifest", "verify", "write_manifest"]
@@ -89,11 +90,7 @@ def verify(
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"sha256": digest.hexdigest(), "size": path.stat().st_size}
+    return {"sha256": file_sha256(path), "size": path.stat().st_size}
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -150,9 +150,9 @@ class MultiSAERunner(MultiSAETrainingRunner):
                 check_unfinished(part, sae.normalize_activations)
         with reserve_folders(cfg):
             pass  # they can be written: the run itself holds them
-        torch.manual_seed(cfg.seed)
         given = model_and_dataset(cfg, override_model, override_dataset)
         with given as (model, dataset):
+            torch.manual_seed(cfg.seed)  # whoever loaded the model
             super().__init__(cfg, dataset, model, override_saes)
         self.activations_store = ResumableActivationsStore.convert(
             self.activations_store, getattr(cfg, "max_norm_ratio", None)
@@ -176,8 +176,7 @@ class MultiSAERunner(MultiSAETrainingRunner):
         # SAELens would read ahead before it is at a checkpoint's place in the text.
         self._prefetch = self.cfg.prefetch_llm_batches
         self.cfg.prefetch_llm_batches = False
-        precision = getattr(self.cfg, "matmul_precision", SAELENS_PRECISION)
-        with reserve_folders(self.cfg), matmul_precision(precision):
+        with reserve_folders(self.cfg), matmul_precision(self.cfg):
             return super().run()
 
     @override

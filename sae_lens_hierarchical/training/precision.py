@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -28,13 +28,15 @@ def check_matmul_precision(precision: str) -> None:
 
 
 @contextmanager
-def matmul_precision(precision: str) -> Generator[None]:
-    """Make float32 matrix products as precise as that within the block.
+def matmul_precision(cfg: Any) -> Generator[None]:
+    """Make float32 matrix products as precise as a run's config says, in the block.
 
     It is torch's one setting for a process, so the language model's products follow.
     """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+    torch.set_float32_matmul_precision(
+        getattr(cfg, "matmul_precision", SAELENS_PRECISION)
+    )
     try:
         yield
     finally:

@@ -46,7 +46,6 @@ from sae_lens_hierarchical.training.metrics_log import (
     open_metrics_log,
 )
 from sae_lens_hierarchical.training.precision import (
-    SAELENS_PRECISION,
     matmul_precision,
 )
 from sae_lens_hierarchical.training.resume import (
@@ -215,8 +214,7 @@ class LanguageModelSAETrainingRunner(sae_lens.LanguageModelSAETrainingRunner):
             TrainingDivergedError: If a loss or a weight became NaN or infinite.
             OSError: If something could not be written, naming what is whole and where.
         """
-        precision = getattr(self.cfg, "matmul_precision", SAELENS_PRECISION)
-        with self._reserve_folders(), matmul_precision(precision):
+        with self._reserve_folders(), matmul_precision(self.cfg):
             return self._run()
 
     def make_trainer(self) -> ResumableSAETrainer:
