@@ -10,9 +10,7 @@ __all__ = ["check_writable", "refuse_existing"]
 
 
 def check_writable(folder: Path) -> None:
-    """Raise a ValueError if a command could not write its results to a folder."""
-    from sae_lens_hierarchical.figures.write import check_figures
-
+    """Raise a ValueError if a command could not write to a folder in the end."""
     try:
         with writable(folder):
             pass
@@ -20,7 +18,6 @@ def check_writable(folder: Path) -> None:
         raise ValueError(
             f"--output must be a folder that can be written, got {folder}: {error}"
         ) from error
-    check_figures(folder / "figures")
 
 
 def refuse_existing(*outputs: Path, option: str = "--output", force: bool) -> None:

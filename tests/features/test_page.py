@@ -186,6 +186,18 @@ def test_an_output_that_cannot_be_written_ends_it_first(
     assert "--output must be a folder that can be written" in capsys.readouterr().err
 
 
+def test_figures_in_the_output_folder_are_no_matter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "figure_2.png").touch()
+
+    # It goes on to the next error.
+    assert main(["features", "/no", f"--output={tmp_path}"]) == 2
+
+    assert "no SAE in /no" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("on_hub", [True, False])
 def test_the_export_that_comes_next_runs(
     on_hub: bool,
